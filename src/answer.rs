@@ -1,0 +1,201 @@
+//! Answers on their way to the client: the app's, relayed, and hostward's own. Whichever it is, the
+//! exchange's record is closed when the body has ended, or was dropped.
+
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+
+use crate::access_log::Journal;
+use crate::error::Failure;
+use crate::exchange::Exchange;
+use crate::upstream::Relay;
+use crate::wire::Wire;
+
+/// A response body with the record that it closes.
+#[derive(Debug)]
+pub struct AnswerBody {
+    content: Content,
+    /// `None` when the record goes on, in a tunnel.
+    recording: Option<Recording>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Ended,
+    Whole(Bytes),
+    Relayed(Relay),
+}
+
+/// An exchange under way. Dropping it writes the record.
+pub struct Recording {
+    /// The record.
+    pub exchange: Rc<Exchange>,
+    journal: Rc<Journal>,
+    wire: Rc<Wire>,
+}
+
+impl Recording {
+    /// The record of an exchange that has begun on `wire`.
+    pub fn new(exchange: Exchange, journal: Rc<Journal>, wire: Rc<Wire>) -> Self {
+        Self { exchange: Rc::new(exchange), journal, wire }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.wire.end_exchange();
+        if self.exchange.status.get() == 0 && self.exchange.error.get().is_none() {
+            self.exchange.error.set(Some(Failure::ClientGone.token()));
+        }
+        self.journal.record(&self.exchange);
+    }
+}
+
+impl fmt::Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.exchange.fmt(f)
+    }
+}
+
+impl AnswerBody {
+    /// The app's body.
+    pub fn relayed(relay: Relay, recording: Recording) -> Self {
+        Self { content: Content::Relayed(relay), recording: Some(recording) }
+    }
+
+    /// No body, and no record yet.
+    pub fn none() -> Self {
+        Self { content: Content::Ended, recording: None }
+    }
+
+    fn whole(text: String, recording: Recording) -> Self {
+        Self { content: Content::Whole(text.into()), recording: Some(recording) }
+    }
+
+    fn end(&mut self, error: Option<&'static str>) {
+        if let Some(recording) = self.recording.take()
+            && error.is_some()
+        {
+            recording.exchange.error.set(error);
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let frame = match &mut self.content {
+            Content::Ended => return Poll::Ready(None),
+            Content::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.content = Content::Ended;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Content::Relayed(relay) => Pin::new(relay).poll_frame(cx),
+        };
+        match &frame {
+            Poll::Pending => {}
+            Poll::Ready(None) => self.end(None),
+            Poll::Ready(Some(Err(failure))) => self.end(Some(failure.token())),
+            Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(data), Some(recording)) = (frame.data_ref(), &self.recording) {
+                    let out = &recording.exchange.bytes_out;
+                    out.set(out.get() + data.len() as u64);
+                }
+                if self.is_end_stream() {
+                    self.end(None);
+                }
+            }
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Ended => true,
+            Content::Whole(bytes) => bytes.is_empty(),
+            Content::Relayed(relay) => relay.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Ended => SizeHint::with_exact(0),
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Relayed(relay) => relay.size_hint(),
+        }
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        // A body that nobody may send, as after HEAD, is dropped unread and yet complete.
+        let complete = match &self.content {
+            Content::Ended | Content::Whole(_) => true,
+            Content::Relayed(relay) => relay.is_end_stream(),
+        };
+        self.end((!complete).then_some(Failure::ClientGone.token()));
+    }
+}
+
+/// hostward's own answer to an exchange that failed: which side it was, the request's id, and nothing else.
+pub fn synthetic(failure: Failure, status: StatusCode, recording: Recording) -> Response<AnswerBody> {
+    let exchange = Rc::clone(&recording.exchange);
+    exchange.status.set(status.as_u16());
+    exchange.error.set(Some(failure.token()));
+    let text = text(failure, status, exchange.request_id.get());
+    let mut response = Response::new(AnswerBody::whole(text, recording));
+    *response.status_mut() = status;
+    write_fields(&mut response, failure);
+    response
+}
+
+/// The same as bytes, for a request that hyper has not handed over.
+pub fn synthetic_bytes(failure: Failure, request_id: &HeaderValue) -> Vec<u8> {
+    let status = failure.status();
+    let text = text(failure, status, Some(request_id));
+    let mut response = Response::new(());
+    write_fields(&mut response, failure);
+    let mut bytes =
+        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
+    for (name, value) in response.headers() {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(format!("content-length: {}\r\nconnection: close\r\n\r\n{text}", text.len()).as_bytes());
+    bytes
+}
+
+fn text(failure: Failure, status: StatusCode, request_id: Option<&HeaderValue>) -> String {
+    let id = request_id.and_then(|id| id.to_str().ok()).unwrap_or("-");
+    format!("{status}: {failure}\nfault: {}\nrequest id: {id}\n", failure.side())
+}
+
+fn write_fields<B>(response: &mut Response<B>, failure: Failure) {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(value) = HeaderValue::from_str(&format!("hostward; error={}", failure.token())) {
+        headers.insert("proxy-status", value);
+    }
+    match failure {
+        // RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
+        Failure::Method => {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        Failure::LimitReached | Failure::ConnectionRefused => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        _ => {}
+    }
+}

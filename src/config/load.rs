@@ -1,0 +1,495 @@
+//! Flags and environment become a [`Config`], or the list of every mistake in them.
+//!
+//! The environment is an argument: nothing here asks the process for it. What a single value must look like is
+//! said in `settings`, `values` and `addresses`; here is what they have to do with each other.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode};
+
+use super::mistake::{Mistake, Mistakes, show};
+use super::settings::{Default as Fallback, Kind, PREFIX, SETTINGS, Setting};
+use super::values::{self, Fault};
+use super::{
+    AccessLog, Config, Flags, Given, Loaded, LogFormat, MetadataSource, RejectStatus, Source, Sources, TaskIp,
+    Upstream, addresses,
+};
+use crate::networks::Networks;
+use crate::policy::{HostPattern, HostPolicy, HostRewrite, Hosts, ProbeHosts, Rules};
+
+/// Reads every setting.
+///
+/// # Errors
+///
+/// All the mistakes at once.
+pub fn load(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    stdout_is_terminal: bool,
+) -> Result<Loaded, Mistakes> {
+    let environment: HashMap<String, OsString> =
+        environment.into_iter().map(|(name, value)| (name.to_string_lossy().into_owned(), value)).collect();
+    let mut reader = Reader::new(flags, &environment);
+    let strict = reader.switch("HOSTWARD_STRICT", true);
+    reader.refuse_unknown(&environment, strict);
+    let metadata = reader.metadata(&environment);
+    let config = reader.config(metadata, stdout_is_terminal);
+    let Reader { sources, mistakes, warnings, .. } = reader;
+    if mistakes.is_empty() {
+        Ok(Loaded { config, warnings, sources })
+    } else {
+        Err(Mistakes { list: mistakes, sources })
+    }
+}
+
+/// Hands out values and keeps what is wrong with them. After a mistake it hands out something harmless, which
+/// nobody sees, because [`load`] then returns no [`Config`].
+struct Reader {
+    sources: Sources,
+    /// Index for index what `sources` holds, where it can be read at all.
+    texts: Vec<Option<String>>,
+    mistakes: Vec<Mistake>,
+    warnings: Vec<Mistake>,
+    /// Names that were probably meant by an unknown variable.
+    meant: Vec<&'static str>,
+    asked: Vec<&'static str>,
+}
+
+impl Reader {
+    fn new(flags: &Flags, environment: &HashMap<String, OsString>) -> Self {
+        let mut reader = Self {
+            sources: Sources::default(),
+            texts: Vec::new(),
+            mistakes: Vec::new(),
+            warnings: Vec::new(),
+            meant: Vec::new(),
+            asked: Vec::new(),
+        };
+        for setting in SETTINGS {
+            let written =
+                [(flags.get(setting.variable), Source::Flag), (environment.get(setting.variable), Source::Environment)];
+            // Empty is unset, so that a task definition can take a setting back.
+            let found = written.into_iter().find_map(|(value, source)| {
+                let value = value?;
+                let blank = value.to_str().is_some_and(|text| text.trim().is_empty());
+                (!blank).then_some((value, source))
+            });
+            let (text, source, shown) = match found {
+                Some((value, source)) => match value.to_str() {
+                    Some(text) => (Some(text.trim().to_owned()), source, Some(text.trim().to_owned())),
+                    None => (None, source, Some(value.to_string_lossy().into_owned())),
+                },
+                None => match setting.default {
+                    Fallback::Is(text) => (Some(text.to_owned()), Source::Default, Some(text.to_owned())),
+                    Fallback::Unset(_) | Fallback::Required => (None, Source::Default, None),
+                },
+            };
+            if text.is_none()
+                && let Some(shown) = &shown
+            {
+                let mut mistake = Mistake::new(setting.variable, Some(shown), "not UTF-8", example(setting));
+                mistake.by_flag = source == Source::Flag;
+                reader.mistakes.push(mistake);
+            }
+            reader.sources.list.push(Given { setting, value: shown, source });
+            reader.texts.push(text);
+        }
+        reader
+    }
+
+    fn config(&mut self, metadata: MetadataSource, stdout_is_terminal: bool) -> Config {
+        let config = Config {
+            rules: self.rules(),
+            reject_status: match self.word("HOSTWARD_REJECT_STATUS") {
+                "444" => RejectStatus::Close,
+                code => RejectStatus::Answer(
+                    StatusCode::from_bytes(code.as_bytes()).unwrap_or(StatusCode::MISDIRECTED_REQUEST),
+                ),
+            },
+            probe_proto: match self.word("HOSTWARD_PROBE_PROTO") {
+                "off" => None,
+                proto => Some(proto),
+            },
+            task_ip: self.task_ip(metadata),
+            listen: self
+                .read("HOSTWARD_LISTEN", |_, text| addresses::socket_address(text))
+                .unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+            admin_listen: self
+                .read("HOSTWARD_ADMIN_LISTEN", |_, text| {
+                    if text.eq_ignore_ascii_case("off") {
+                        return Ok(None);
+                    }
+                    addresses::socket_address(text).map(Some)
+                })
+                .flatten(),
+            max_connections: self.count("HOSTWARD_MAX_CONNECTIONS"),
+            upstream: self
+                .read("HOSTWARD_UPSTREAM", |_, text| addresses::upstream(text))
+                .unwrap_or(Upstream { host: String::new(), port: 0 }),
+            upstream_connect_timeout: self.duration("HOSTWARD_UPSTREAM_CONNECT_TIMEOUT"),
+            upstream_start_timeout: self.duration("HOSTWARD_UPSTREAM_START_TIMEOUT"),
+            upstream_response_timeout: self.duration("HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT"),
+            upstream_idle_timeout: self.duration("HOSTWARD_UPSTREAM_IDLE_TIMEOUT"),
+            upstream_max_connections: self.count("HOSTWARD_UPSTREAM_MAX_CONNECTIONS"),
+            ready_path: self.read("HOSTWARD_READY_PATH", |_, text| addresses::path(text)),
+            forwarded: self.switch("HOSTWARD_FORWARDED", false),
+            max_body_size: Some(self.size("HOSTWARD_MAX_BODY_SIZE")).filter(|bytes| *bytes != 0),
+            max_header_size: usize::try_from(self.size("HOSTWARD_MAX_HEADER_SIZE")).unwrap_or(usize::MAX),
+            header_timeout: self.duration("HOSTWARD_HEADER_TIMEOUT"),
+            body_timeout: self.duration("HOSTWARD_BODY_TIMEOUT"),
+            idle_timeout: self.duration("HOSTWARD_IDLE_TIMEOUT"),
+            tunnel_idle_timeout: self.duration("HOSTWARD_TUNNEL_IDLE_TIMEOUT"),
+            drain_delay: self.duration("HOSTWARD_DRAIN_DELAY"),
+            shutdown_timeout: self.duration("HOSTWARD_SHUTDOWN_TIMEOUT"),
+            log_level: match self.word("HOSTWARD_LOG_LEVEL") {
+                "error" => tracing::Level::ERROR,
+                "warn" => tracing::Level::WARN,
+                "debug" => tracing::Level::DEBUG,
+                "trace" => tracing::Level::TRACE,
+                _ => tracing::Level::INFO,
+            },
+            log_format: match self.word("HOSTWARD_LOG_FORMAT") {
+                "text" => LogFormat::Text,
+                "auto" if stdout_is_terminal => LogFormat::Text,
+                _ => LogFormat::Json,
+            },
+            access_log: match self.word("HOSTWARD_ACCESS_LOG") {
+                "errors" => AccessLog::Errors,
+                "off" => AccessLog::Off,
+                _ => AccessLog::On,
+            },
+            access_log_probes: self.switch("HOSTWARD_ACCESS_LOG_PROBES", false),
+            threads: self.count("HOSTWARD_THREADS"),
+            given: self.sources.given(),
+        };
+        self.compare(&config);
+        config
+    }
+
+    fn rules(&mut self) -> Rules {
+        let mut allowed = Vec::new();
+        self.each("HOSTWARD_ALLOWED_HOSTS", &[], |item| {
+            allowed.push(item.parse::<HostPattern>().map_err(Fault::new)?);
+            Ok(())
+        });
+        if self.missing("HOSTWARD_ALLOWED_HOSTS") && !self.meant.contains(&"HOSTWARD_ALLOWED_HOSTS") {
+            let hint = "Say which hosts may enter. Example: www.example.com.";
+            self.mistakes.push(Mistake::new("HOSTWARD_ALLOWED_HOSTS", None, "required", hint));
+        }
+        if allowed.iter().any(|pattern| pattern.hosts == Hosts::Any) {
+            let hint = "Name your hosts, so that the app never sees a foreign one.";
+            self.warnings.push(Mistake::new("HOSTWARD_ALLOWED_HOSTS", Some("*"), "every host may enter", hint));
+        }
+        let mut probes = ProbeHosts::default();
+        self.each("HOSTWARD_PROBE_HOSTS", &["none"], |item| {
+            match item.to_ascii_lowercase().as_str() {
+                "self" => probes.own = true,
+                "peer" => probes.peer = true,
+                "missing" => probes.missing = true,
+                "none" => {}
+                other if other.starts_with(|c: char| c.is_ascii_digit()) || other.contains([':', '/']) => {
+                    probes.networks.push(addresses::network(other)?);
+                }
+                _ => return Err(Fault::new("expected self, peer, missing, a CIDR or IP, or none")),
+            }
+            Ok(())
+        });
+        let mut trusted = Vec::new();
+        self.each("HOSTWARD_TRUSTED_PROXIES", &["none"], |item| {
+            match item.to_ascii_lowercase().as_str() {
+                "private" => trusted.extend(Networks::private()),
+                "none" => {}
+                other if other.starts_with(|c: char| c.is_ascii_digit()) || other.contains([':', '/']) => {
+                    trusted.push(addresses::network(other)?);
+                }
+                _ => return Err(Fault::new("expected CIDRs or IPs, private, or none")),
+            }
+            Ok(())
+        });
+        let canonical = self.canonical(&allowed);
+        Rules {
+            allowed,
+            canonical,
+            rewrite: match self.word("HOSTWARD_HOST_REWRITE") {
+                "canonical" => HostRewrite::Canonical,
+                _ => HostRewrite::Preserve,
+            },
+            mode: match self.word("HOSTWARD_HOST_POLICY") {
+                "report" => HostPolicy::Report,
+                _ => HostPolicy::Enforce,
+            },
+            probes,
+            trusted,
+        }
+    }
+
+    /// The canonical host that was given, or the first allowed host that is one host.
+    fn canonical(&mut self, allowed: &[HostPattern]) -> Option<HeaderValue> {
+        let given = self.read("HOSTWARD_CANONICAL_HOST", |_, text| addresses::host(text));
+        if given.is_some() || self.wrong("HOSTWARD_CANONICAL_HOST") {
+            return given;
+        }
+        let host = allowed.iter().find_map(HostPattern::concrete)?;
+        let value = HeaderValue::from_str(&host).ok()?;
+        if let Some(source) = self.sources.find("HOSTWARD_CANONICAL_HOST") {
+            source.value = Some(host);
+        }
+        Some(value)
+    }
+
+    fn task_ip(&mut self, metadata: MetadataSource) -> TaskIp {
+        let mut off = false;
+        let mut given = Vec::new();
+        self.each("HOSTWARD_TASK_IP", &["auto", "off"], |item| {
+            match item.to_ascii_lowercase().as_str() {
+                "auto" => {}
+                "off" => off = true,
+                other => given.push(addresses::ip(other)?),
+            }
+            Ok(())
+        });
+        match (off, given.is_empty()) {
+            (true, _) => TaskIp::Off,
+            (false, true) => TaskIp::Auto(metadata),
+            (false, false) => TaskIp::Given(given),
+        }
+    }
+
+    /// What is right alone and wrong together.
+    fn compare(&mut self, config: &Config) {
+        let Rules { canonical, rewrite, probes, .. } = &config.rules;
+        let any_probe = probes.own || probes.peer || probes.missing || !probes.networks.is_empty();
+        let wants = any_probe || *rewrite == HostRewrite::Canonical || config.ready_path.is_some();
+        let unknown = ["HOSTWARD_ALLOWED_HOSTS", "HOSTWARD_CANONICAL_HOST", "HOSTWARD_PROBE_HOSTS"];
+        // Without allowed hosts, or with wrong ones, that is the mistake to mend first.
+        let judged = !self.missing("HOSTWARD_ALLOWED_HOSTS") && !unknown.iter().any(|variable| self.wrong(variable));
+        if wants && canonical.is_none() && judged {
+            self.mistakes.push(Mistake::new(
+                "HOSTWARD_CANONICAL_HOST",
+                None,
+                "required, because HOSTWARD_ALLOWED_HOSTS names no single host that the app could see on a probe",
+                if any_probe {
+                    "Example: www.example.com. Or let no probe in: HOSTWARD_PROBE_HOSTS=none."
+                } else {
+                    "Example: www.example.com."
+                },
+            ));
+        }
+        let upstream_is_right = !self.wrong("HOSTWARD_UPSTREAM");
+        let listeners = [("HOSTWARD_LISTEN", Some(config.listen)), ("HOSTWARD_ADMIN_LISTEN", config.admin_listen)];
+        for (variable, listen) in listeners {
+            if let Some(listen) = listen
+                && upstream_is_right
+                && !self.wrong(variable)
+                && addresses::leads_to(&config.upstream, listen)
+            {
+                self.conflict("HOSTWARD_UPSTREAM", format!("that is {variable} ({listen}): hostward would ask itself"));
+            }
+        }
+        if let Some(admin) = config.admin_listen
+            && !self.wrong("HOSTWARD_LISTEN")
+            && !self.wrong("HOSTWARD_ADMIN_LISTEN")
+            && addresses::overlap(config.listen, admin)
+        {
+            self.conflict("HOSTWARD_ADMIN_LISTEN", format!("HOSTWARD_LISTEN ({}) is on this port", config.listen));
+        }
+    }
+
+    fn conflict(&mut self, variable: &'static str, error: String) {
+        let Some(at) = position(variable) else { return };
+        let text = self.texts[at].clone().unwrap_or_default();
+        self.wrong_value(at, &text, Fault::new(error));
+    }
+
+    fn duration(&mut self, variable: &'static str) -> Duration {
+        let value = self.read(variable, |kind, text| match kind {
+            Kind::Duration(least, most) => values::duration(text, *least, *most),
+            _ => Err(other_kind()),
+        });
+        value.unwrap_or_default()
+    }
+
+    fn size(&mut self, variable: &'static str) -> u64 {
+        self.read(variable, |kind, text| values::size(text, kind)).unwrap_or_default()
+    }
+
+    fn count(&mut self, variable: &'static str) -> Option<usize> {
+        let value = self.read(variable, |kind, text| match kind {
+            Kind::Count(word, least, most) => values::count(text, word, *least, *most),
+            _ => Err(other_kind()),
+        });
+        value.flatten()
+    }
+
+    fn word(&mut self, variable: &'static str) -> &'static str {
+        let value = self.read(variable, |kind, text| match kind {
+            Kind::Word(words) => values::word(text, words),
+            _ => Err(other_kind()),
+        });
+        value.unwrap_or_default()
+    }
+
+    fn switch(&mut self, variable: &'static str, otherwise: bool) -> bool {
+        self.read(variable, |_, text| values::switch(text)).unwrap_or(otherwise)
+    }
+
+    /// Reads a setting as a whole. `None` when it is unset, or wrong.
+    fn read<T>(
+        &mut self,
+        variable: &'static str,
+        parse: impl FnOnce(&'static Kind, &str) -> Result<T, Fault>,
+    ) -> Option<T> {
+        let (at, text) = self.text(variable)?;
+        match parse(&SETTINGS[at].kind, &text) {
+            Ok(value) => Some(value),
+            Err(fault) => {
+                self.wrong_value(at, &text, fault);
+                None
+            }
+        }
+    }
+
+    /// Reads a setting item by item, so that each wrong item is reported. The words in `alone` suffer no others.
+    fn each(&mut self, variable: &'static str, alone: &[&str], mut parse: impl FnMut(&str) -> Result<(), Fault>) {
+        let Some((at, text)) = self.text(variable) else { return };
+        let count = values::items(&text).count();
+        if count == 0 {
+            self.wrong_value(at, &text, Fault::new("a list without an item"));
+        }
+        for item in values::items(&text) {
+            let lonely = count > 1 && alone.iter().any(|word| word.eq_ignore_ascii_case(item));
+            let read = if lonely { Err(Fault::new("this word stands alone")) } else { parse(item) };
+            if let Err(fault) = read {
+                self.wrong_value(at, item, fault);
+            }
+        }
+    }
+
+    /// The text of a setting, unless it is unset or was never meant to be its value.
+    fn text(&mut self, variable: &'static str) -> Option<(usize, String)> {
+        self.asked.push(variable);
+        let Some(at) = position(variable) else {
+            self.mistakes.push(Mistake::new(
+                variable,
+                None,
+                "not in hostward's own table",
+                "This is a defect: report it.",
+            ));
+            return None;
+        };
+        let text = self.texts[at].clone()?;
+        if let Some(fault) = values::misplaced(&text) {
+            self.wrong_value(at, &text, fault);
+            return None;
+        }
+        Some((at, text))
+    }
+
+    fn wrong_value(&mut self, at: usize, value: &str, fault: Fault) {
+        let setting = &SETTINGS[at];
+        let hint = fault.hint.unwrap_or_else(|| example(setting));
+        let mut mistake = Mistake::new(setting.variable, Some(value), fault.error, hint);
+        mistake.by_flag = self.sources.list[at].source == Source::Flag;
+        self.mistakes.push(mistake);
+    }
+
+    /// Whether a mistake in this setting has been found.
+    fn wrong(&self, variable: &str) -> bool {
+        self.mistakes.iter().any(|mistake| mistake.setting == variable)
+    }
+
+    fn missing(&self, variable: &str) -> bool {
+        self.sources.list.iter().any(|given| given.setting.variable == variable && given.value.is_none())
+    }
+
+    /// An unknown variable is a setting that somebody believes to be in force.
+    fn refuse_unknown(&mut self, environment: &HashMap<String, OsString>, strict: bool) {
+        let mut unknown: Vec<&String> = environment
+            .iter()
+            .filter(|(name, value)| {
+                name.starts_with(PREFIX) && Setting::find(name).is_none() && !value.to_string_lossy().trim().is_empty()
+            })
+            .map(|(name, _)| name)
+            .collect();
+        unknown.sort();
+        for name in unknown {
+            let hint = match suggestion(name) {
+                Some(meant) => {
+                    self.meant.push(meant);
+                    format!("Did you mean {meant}?")
+                }
+                None => "Remove it; `hostward --help` lists the settings.".into(),
+            };
+            // Without its value, which may be a secret of somebody else's.
+            let mistake = Mistake::new(name, None, "unknown variable", hint);
+            if strict {
+                self.mistakes.push(mistake);
+            } else {
+                self.warnings.push(mistake);
+            }
+        }
+        if !strict {
+            self.meant.clear();
+        }
+    }
+
+    /// What ECS and Kubernetes say. It isn't the operator's, so a mistake in it is a warning.
+    fn metadata(&mut self, environment: &HashMap<String, OsString>) -> MetadataSource {
+        let mut text = |variable: &str| {
+            let value = environment.get(variable)?;
+            let Some(text) = value.to_str() else {
+                let shown = value.to_string_lossy();
+                self.warnings.push(Mistake::new(variable, Some(&shown), "not UTF-8, ignored", "Set it anew."));
+                return None;
+            };
+            Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+        };
+        let v4 = text("ECS_CONTAINER_METADATA_URI_V4");
+        let v3 = text("ECS_CONTAINER_METADATA_URI");
+        let on_ecs = text("AWS_EXECUTION_ENV").is_some_and(|value| value.contains("ECS"));
+        let pods = ["POD_IP", "POD_IPS"].map(|variable| (variable, text(variable).unwrap_or_default()));
+        let mut pod: Vec<IpAddr> = Vec::new();
+        for (variable, list) in &pods {
+            for item in values::items(list) {
+                match addresses::ip(item) {
+                    Ok(address) if pod.contains(&address) => {}
+                    Ok(address) => pod.push(address),
+                    Err(fault) => {
+                        let hint = "Ignored. Example: 10.0.2.100.";
+                        self.warnings.push(Mistake::new(variable, Some(item), fault.error, hint));
+                    }
+                }
+            }
+        }
+        MetadataSource { v4, v3, on_ecs, pod }
+    }
+}
+
+/// The setting whose name looks most like this one, if one does. The common prefix would make all look alike.
+fn suggestion(variable: &str) -> Option<&'static str> {
+    let name = show(variable.strip_prefix(PREFIX).unwrap_or(variable)).to_ascii_uppercase();
+    SETTINGS
+        .iter()
+        .map(|setting| (strsim::jaro_winkler(&name, setting.name()), setting.variable))
+        .filter(|(likeness, _)| *likeness >= 0.8)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, variable)| variable)
+}
+
+fn position(variable: &str) -> Option<usize> {
+    SETTINGS.iter().position(|setting| setting.variable == variable)
+}
+
+fn example(setting: &Setting) -> String {
+    format!("Example: {}.", setting.example)
+}
+
+fn other_kind() -> Fault {
+    Fault::with("hostward's own table says that this is something else", "This is a defect: report it.")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! What can go wrong with one exchange: whose fault it is, which status it becomes, which RFC 9209 token
+//! names it, and what a person can do about it. One exhaustive `match` for each; no other place maps a
+//! failure to a status.
+
+use std::fmt;
+
+use http::StatusCode;
+
+use crate::message::authority::InvalidAuthority;
+use crate::policy::Refusal;
+
+/// Why hostward answers itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The request is not well-formed HTTP/1.1; says what is wrong with it.
+    Malformed(&'static str),
+    /// A transfer coding other than `chunked`.
+    UnknownCoding,
+    /// The host is not a host.
+    InvalidHost(InvalidAuthority),
+    /// `CONNECT` or `TRACE`.
+    Method,
+    /// An `Expect` other than `100-continue`.
+    Expectation,
+    /// The policy refused the host. Its status is a setting.
+    Refused(Refusal),
+    /// The request head is longer than `MAX_HEADER_SIZE`, or has too many fields.
+    HeadTooLarge,
+    /// The request body is longer than `MAX_BODY_SIZE`.
+    BodyTooLarge,
+    /// The request head took longer than `HEADER_TIMEOUT`.
+    HeadTimeout,
+    /// The request body paused for longer than `BODY_TIMEOUT`.
+    BodyTimeout,
+    /// The client left before its answer.
+    ClientGone,
+    /// The app's name has no address.
+    Name,
+    /// The app's name has an address that hostward must not connect to.
+    Prohibited,
+    /// Nothing listens where the app should be.
+    ConnectionRefused,
+    /// The app did not take the connection within `UPSTREAM_CONNECT_TIMEOUT`.
+    ConnectTimeout,
+    /// The app, or the way to it, failed to take a connection for another reason.
+    Unreachable,
+    /// The app closed or reset the connection before its answer.
+    ConnectionTerminated,
+    /// No response head within `UPSTREAM_RESPONSE_TIMEOUT`.
+    ResponseTimeout,
+    /// The app sent something that is not an HTTP/1.1 response.
+    ResponseMalformed,
+    /// The app switched protocols without having been asked, or to something else.
+    UpgradeFailed,
+    /// No connection to the app became free, because of `UPSTREAM_MAX_CONNECTIONS`.
+    LimitReached,
+    /// A bug in hostward.
+    Internal,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client's.
+    Client,
+    /// The app's.
+    App,
+    /// Ours.
+    Hostward,
+}
+
+impl Failure {
+    /// The status of the answer. For [`Failure::Refused`] the setting `REJECT_STATUS` overrules it.
+    pub fn status(self) -> StatusCode {
+        match self {
+            // Nobody gets the one of `ClientGone`; `exchange` logs 499.
+            Self::Malformed(_) | Self::InvalidHost(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
+            Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
+            Self::Refused(_) => StatusCode::MISDIRECTED_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Name
+            | Self::Prohibited
+            | Self::ConnectionRefused
+            | Self::Unreachable
+            | Self::ConnectionTerminated
+            | Self::ResponseMalformed
+            | Self::UpgradeFailed => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::LimitReached => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The `error` of `Proxy-Status` and of the log (RFC 9209 §2.3).
+    pub fn token(self) -> &'static str {
+        match self {
+            Self::Malformed(_)
+            | Self::UnknownCoding
+            | Self::InvalidHost(_)
+            | Self::Method
+            | Self::Expectation
+            | Self::HeadTooLarge
+            | Self::BodyTooLarge
+            | Self::HeadTimeout
+            | Self::BodyTimeout => "http_request_error",
+            Self::Refused(_) => "http_request_denied",
+            Self::ClientGone => "client_gone",
+            Self::Name => "dns_error",
+            Self::Prohibited => "destination_ip_prohibited",
+            Self::ConnectionRefused => "connection_refused",
+            Self::ConnectTimeout => "connection_timeout",
+            Self::Unreachable => "destination_unavailable",
+            Self::ConnectionTerminated => "connection_terminated",
+            Self::ResponseTimeout => "http_response_timeout",
+            Self::ResponseMalformed => "http_protocol_error",
+            Self::UpgradeFailed => "http_upgrade_failed",
+            Self::LimitReached => "connection_limit_reached",
+            Self::Internal => "proxy_internal_error",
+        }
+    }
+
+    /// Who has to change something.
+    pub fn side(self) -> Side {
+        match self {
+            Self::Malformed(_)
+            | Self::UnknownCoding
+            | Self::InvalidHost(_)
+            | Self::Method
+            | Self::Expectation
+            | Self::Refused(_)
+            | Self::HeadTooLarge
+            | Self::BodyTooLarge
+            | Self::HeadTimeout
+            | Self::BodyTimeout
+            | Self::ClientGone => Side::Client,
+            Self::Name
+            | Self::Prohibited
+            | Self::ConnectionRefused
+            | Self::ConnectTimeout
+            | Self::Unreachable
+            | Self::ConnectionTerminated
+            | Self::ResponseTimeout
+            | Self::ResponseMalformed
+            | Self::UpgradeFailed => Side::App,
+            Self::LimitReached | Self::Internal => Side::Hostward,
+        }
+    }
+
+    /// The stable `msg` of the event in the log.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Malformed(_) | Self::UnknownCoding | Self::Method | Self::Expectation => "malformed request",
+            Self::InvalidHost(_) => "malformed host",
+            Self::Refused(_) => "request denied",
+            Self::HeadTooLarge | Self::BodyTooLarge => "request too large",
+            Self::HeadTimeout | Self::BodyTimeout => "client too slow",
+            Self::ClientGone => "client gone",
+            Self::Name | Self::Prohibited | Self::Unreachable => "app unreachable",
+            Self::ConnectionRefused => "app refused connection",
+            Self::ConnectTimeout | Self::ResponseTimeout => "app too slow",
+            Self::ConnectionTerminated => "app closed connection",
+            Self::ResponseMalformed | Self::UpgradeFailed => "app sent a malformed answer",
+            Self::LimitReached => "no connection to the app free",
+            Self::Internal => "internal error",
+        }
+    }
+
+    /// What to change, and where.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::Malformed(_) | Self::UnknownCoding | Self::InvalidHost(_) | Self::Method | Self::Expectation => {
+                "the client's request breaks HTTP; nothing here should admit it"
+            }
+            Self::Refused(refusal) => refusal.hint(),
+            Self::HeadTooLarge => "if the client is yours, raise HOSTWARD_MAX_HEADER_SIZE (at most 100 fields)",
+            Self::BodyTooLarge => "if the client is yours, raise HOSTWARD_MAX_BODY_SIZE",
+            Self::HeadTimeout => "if the client is yours, raise HOSTWARD_HEADER_TIMEOUT",
+            Self::BodyTimeout => "if the client is yours, raise HOSTWARD_BODY_TIMEOUT",
+            Self::ClientGone => "the client did not wait; compare its timeout with the app's time",
+            Self::Name => "the host in HOSTWARD_UPSTREAM has no address; in awsvpc mode the app is at 127.0.0.1",
+            Self::Prohibited => "HOSTWARD_UPSTREAM leads to a link-local address, where credentials are served",
+            Self::ConnectionRefused => {
+                "nothing listens at HOSTWARD_UPSTREAM; is the app's container up, and does the app listen on that port?"
+            }
+            Self::ConnectTimeout => {
+                "the app does not take connections; is it out of workers? HOSTWARD_UPSTREAM_CONNECT_TIMEOUT"
+            }
+            Self::Unreachable => "HOSTWARD_UPSTREAM can't be reached from this container",
+            Self::ConnectionTerminated => "the app closed the connection before it answered; its own log says why",
+            Self::ResponseTimeout => "the app took longer than HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT",
+            Self::ResponseMalformed => {
+                "what listens at HOSTWARD_UPSTREAM does not speak HTTP/1.1; is it the right port?"
+            }
+            Self::UpgradeFailed => "the app switched to a protocol that was not asked for",
+            Self::LimitReached => "raise HOSTWARD_UPSTREAM_MAX_CONNECTIONS, or give the app more workers",
+            Self::Internal => "please report this with the log line",
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(what) => f.write_str(what),
+            Self::UnknownCoding => f.write_str("a transfer coding other than chunked"),
+            Self::InvalidHost(why) => why.fmt(f),
+            Self::Method => f.write_str("this method is not allowed here"),
+            Self::Expectation => f.write_str("this expectation can't be met"),
+            Self::Refused(_) => f.write_str("this host is not served here"),
+            Self::HeadTooLarge => f.write_str("the request head is too large"),
+            Self::BodyTooLarge => f.write_str("the request body is too large"),
+            Self::HeadTimeout => f.write_str("the request head took too long"),
+            Self::BodyTimeout => f.write_str("the request body paused for too long"),
+            Self::ClientGone => f.write_str("the client left"),
+            Self::Name | Self::Prohibited | Self::Unreachable => f.write_str("the application can't be reached"),
+            Self::ConnectionRefused => f.write_str("the application does not accept connections"),
+            Self::ConnectTimeout => f.write_str("the application did not take the connection in time"),
+            Self::ConnectionTerminated => f.write_str("the application closed the connection before it answered"),
+            Self::ResponseTimeout => f.write_str("the application did not answer in time"),
+            Self::ResponseMalformed => f.write_str("the application's answer is not HTTP/1.1"),
+            Self::UpgradeFailed => f.write_str("the application switched to a protocol that was not asked for"),
+            Self::LimitReached => f.write_str("the application is busy"),
+            Self::Internal => f.write_str("an internal error"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::App => "application",
+            Self::Hostward => "proxy",
+        })
+    }
+}

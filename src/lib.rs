@@ -1,0 +1,205 @@
+//! hostward: a reverse-proxy sidecar that judges the `Host`, lets health checks through and says why it
+//! refused.
+//!
+//! Data flows one way, and the files stand on floors: a file uses only what stands on a lower one.
+//!
+//! | floor | what stands there |
+//! |---|---|
+//! | 5 the process | `main`, [`run`], [`command`] |
+//! | 4 doors | [`listener`], [`worker`], [`connection`], [`drain`], [`admin`] |
+//! | 3 the life of a request | [`proxy`], [`answer`] |
+//! | 2 wires | [`wire`], [`body`], [`upstream`], [`tunnel`], [`timers`] |
+//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`log`] |
+//! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
+//!
+//! *Downstream* is the client's side, *upstream* the app's. What is deliberately absent elsewhere:
+//!
+//! * Only `main` reads the environment, and only [`config`] knows what it means.
+//! * Only [`discovery`] talks to the task metadata endpoint.
+//! * Only [`policy`] judges a host, so `explain` and the proxy can't disagree.
+//! * Only [`error`] maps a failure to a status, in one `match` without `_`.
+//! * Only [`proxy`] knows the order of the steps of a request's life.
+//! * Nothing a client sends chooses where [`upstream`] connects: the only destination is a setting.
+//! * Nothing below floor 4 knows that the process is stopping.
+//! * The log line of a request is written when its answer's *body* ends or is dropped.
+
+pub mod access_log;
+pub mod admin;
+pub mod answer;
+pub mod body;
+pub mod command;
+pub mod config;
+pub mod connection;
+pub mod discovery;
+pub mod drain;
+pub mod error;
+pub mod exchange;
+pub mod listener;
+pub mod log;
+pub mod message;
+pub mod networks;
+pub mod policy;
+pub mod proxy;
+pub mod timers;
+pub mod tunnel;
+pub mod upstream;
+pub mod wire;
+pub mod worker;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::spawn_local;
+
+use crate::admin::Admin;
+use crate::config::{Config, TaskIp};
+use crate::drain::{Stage, Stop};
+use crate::log::{Repeats, Sink};
+use crate::policy::{Hosts, OwnAddresses, Policy};
+use crate::upstream::Limit;
+use crate::worker::{Shared, Workers};
+
+/// Serves until it is asked to stop, and has stopped. To be called on a [`worker::runtime`].
+///
+/// # Errors
+///
+/// When an address can't be listened on. What goes wrong later is answered and logged.
+pub async fn run(config: Config, sink: Sink, stops: UnboundedReceiver<Stop>) -> Result<(), BindError> {
+    let started = Instant::now();
+    let config = Arc::new(config);
+    let bind = |setting, address| listener::bind(address).map_err(|source| BindError { setting, address, source });
+    let listener = bind("HOSTWARD_LISTEN", config.listen)?;
+    let admin = config.admin_listen.map(|address| bind("HOSTWARD_ADMIN_LISTEN", address)).transpose()?;
+
+    let interfaces = discovery::interface_addresses();
+    let own = Arc::new(OwnAddresses { interfaces, discovered: std::sync::OnceLock::new() });
+    let policy = Arc::new(Policy::new(&config.rules, Arc::clone(&own)));
+    let (stage, stages) = watch::channel(Stage::Running);
+    let repeats = Arc::new(Repeats::default());
+    let threads = Arc::new(AtomicUsize::new(first_threads(&config)));
+    let shared = Shared {
+        config: Arc::clone(&config),
+        policy: Arc::clone(&policy),
+        repeats: Arc::clone(&repeats),
+        sink,
+        limit: config.upstream_max_connections.map(Limit::new),
+        stage: stages.clone(),
+        started,
+    };
+    let workers = RefCell::new(Workers::start(shared, Arc::clone(&threads)));
+    let most = config.max_connections.unwrap_or_else(listener::connections_from_fd_limit);
+    let permits = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+
+    let address =
+        |listener: &tokio::net::TcpListener| listener.local_addr().map_or_else(|_| "?".into(), |a| a.to_string());
+    let admin_address = admin.as_ref().map_or_else(|| "off".into(), address);
+    announce(&config, &own, &address(&listener), &admin_address, most);
+    if let Some(admin) = admin {
+        spawn_local(Admin { config: Arc::clone(&config), policy, stage: stages.clone() }.serve(admin));
+    }
+    spawn_local(summarise(Arc::clone(&repeats)));
+    let auto = config.threads.is_none();
+    discovery::spawn(&config.task_ip, own, move |found| {
+        if let (true, Some(vcpus)) = (auto, found.vcpus) {
+            threads.store(usable_cpus(Some(vcpus)), Ordering::Relaxed);
+        }
+    });
+
+    let accept =
+        listener::accept(listener, permits, stages, &repeats, |accepted| workers.borrow_mut().hand_over(accepted));
+    let stop = drain::run(stops, &stage, config.drain_delay, config.shutdown_timeout, || workers.borrow().open());
+    tokio::join!(accept, stop);
+    workers.into_inner().join();
+    Ok(())
+}
+
+/// An address that can't be listened on.
+#[derive(Debug)]
+pub struct BindError {
+    /// The setting that says so.
+    pub setting: &'static str,
+    /// The address.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl BindError {
+    /// Whether somebody else listens there.
+    pub fn is_taken(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}: {}", self.setting, self.address, self.source)
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Workers at the start. On ECS the number of CPUs that a container sees says nothing about what its task may
+/// use; until discovery has found that out, one it is.
+fn first_threads(config: &Config) -> usize {
+    let on_ecs =
+        matches!(&config.task_ip, TaskIp::Auto(source) if source.v4.is_some() || source.v3.is_some() || source.on_ecs);
+    config.threads.unwrap_or_else(|| if on_ecs { 1 } else { usable_cpus(None) })
+}
+
+fn usable_cpus(limit: Option<f64>) -> usize {
+    let seen = std::thread::available_parallelism().map_or(1, usize::from);
+    // A part of a CPU needs a whole worker.
+    (1..seen)
+        .find(|cpus| limit.is_some_and(|limit| limit <= f64::from(u32::try_from(*cpus).unwrap_or(u32::MAX))))
+        .unwrap_or(seen)
+}
+
+/// One line with what is true, and warnings for what will hurt.
+fn announce(config: &Config, own: &OwnAddresses, listen: &str, admin: &str, max_connections: usize) {
+    let canonical = config.rules.canonical.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("-");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen,
+        admin,
+        upstream = %config.upstream,
+        allowed_hosts = join(&config.rules.allowed),
+        canonical_host = canonical,
+        interfaces = join(&own.interfaces),
+        threads = config.threads.map_or_else(|| "auto".into(), |threads| threads.to_string()),
+        max_connections,
+        given = config.given.join(","),
+        "started"
+    );
+    if config.rules.allowed.iter().any(|pattern| pattern.hosts == Hosts::Any) {
+        tracing::warn!(
+            hint = "name the hosts in HOSTWARD_ALLOWED_HOSTS; HOSTWARD_HOST_POLICY=report shows which ones come",
+            "every host may enter"
+        );
+    }
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Says once a minute what was left out of the log.
+async fn summarise(repeats: Arc<Repeats>) {
+    loop {
+        tokio::time::sleep(log::WINDOW).await;
+        for (reason, repeated) in repeats.expire(Instant::now()) {
+            tracing::warn!(repeated, window_s = log::WINDOW.as_secs(), "{reason}");
+        }
+    }
+}

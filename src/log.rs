@@ -1,0 +1,375 @@
+//! Where log lines go: through a bounded queue to one thread that writes standard output.
+//!
+//! A log driver that stalls blocks that thread and nothing else: lines that find the queue full are dropped
+//! and counted, and the count is the first line after the stall. Events (`tracing`) and the access log
+//! share the queue and the shape of their lines.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::config::LogFormat;
+
+/// The way into the queue. Cheap to clone; never blocks.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+enum Message {
+    Lines(Vec<u8>),
+    Stop(SyncSender<()>),
+}
+
+impl Sink {
+    /// Starts the thread that writes to `out`.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system has no thread left.
+    pub fn start(out: impl Write + Send + 'static, format: LogFormat) -> io::Result<Self> {
+        let (queue, lines) = sync_channel(QUEUE_LENGTH);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&dropped);
+        std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&lines, out, &counter, format))?;
+        Ok(Self { queue, dropped })
+    }
+
+    /// Queues whole lines, or drops and counts them.
+    pub fn write(&self, lines: Vec<u8>) {
+        match self.queue.try_send(Message::Lines(lines)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => {
+                if let Message::Lines(lines) = message {
+                    let count = memchr::memchr_iter(b'\n', &lines).count() as u64;
+                    self.dropped.fetch_add(count, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Waits until what is queued has been written, at most for `bound`.
+    pub fn stop(&self, bound: Duration) {
+        let deadline = Instant::now() + bound;
+        let (done, wait) = sync_channel(1);
+        let mut message = Message::Stop(done);
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            message = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Nothing to do about a log that can't be written any more.
+        wait.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+    }
+}
+
+fn write_lines(lines: &Receiver<Message>, mut out: impl Write, dropped: &AtomicU64, format: LogFormat) {
+    for message in lines {
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let mut fields = Map::new();
+            fields.insert("lines".into(), lost.into());
+            fields.insert(
+                "hint".into(),
+                "the log driver did not take the lines; see its `mode` and `max-buffer-size`".into(),
+            );
+            let line = line(format, Level::WARN, "log lines dropped", fields);
+            drop(out.write_all(line.as_bytes()));
+        }
+        match message {
+            // A closed standard output must not end the proxy.
+            Message::Lines(lines) => drop(out.write_all(&lines).and_then(|()| out.flush())),
+            Message::Stop(done) => {
+                done.send(()).ok();
+                return;
+            }
+        }
+    }
+}
+
+/// Makes the sink the place where `tracing` events go. Only the first call of a process has an effect.
+pub fn install(sink: Sink, format: LogFormat, level: Level) {
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(EventWriter(sink))
+        .event_format(EventFormat(format))
+        .finish();
+    drop(tracing::subscriber::set_global_default(subscriber));
+}
+
+struct EventWriter(Sink);
+
+/// One event's text, queued when the formatter is done with it.
+struct EventLine {
+    text: Vec<u8>,
+    sink: Sink,
+}
+
+impl<'a> MakeWriter<'a> for EventWriter {
+    type Writer = EventLine;
+
+    fn make_writer(&'a self) -> EventLine {
+        EventLine { text: Vec::new(), sink: self.0.clone() }
+    }
+}
+
+impl Write for EventLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for EventLine {
+    fn drop(&mut self) {
+        if !self.text.is_empty() {
+            self.sink.write(std::mem::take(&mut self.text));
+        }
+    }
+}
+
+struct EventFormat(LogFormat);
+
+impl<S, N> FormatEvent<S, N> for EventFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        writer.write_str(&line(self.0, *event.metadata().level(), &fields.message, fields.map))
+    }
+}
+
+/// An event's fields as JSON values, its message apart.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    map: Map<String, Value>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: impl Into<Value>) {
+        self.map.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        if field.name() == "message" {
+            self.message = text;
+        } else {
+            self.put(field, text);
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            value.clone_into(&mut self.message);
+        } else {
+            self.put(field, value);
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+}
+
+/// One event as a line, with its end.
+fn line(format: LogFormat, level: Level, message: &str, fields: Map<String, Value>) -> String {
+    let time = humantime::format_rfc3339_millis(SystemTime::now());
+    match format {
+        LogFormat::Json => {
+            let mut object = Map::new();
+            object.insert("time".into(), time.to_string().into());
+            object.insert("level".into(), level.as_str().into());
+            object.insert("msg".into(), message.into());
+            object.extend(fields);
+            format!("{}\n", Value::Object(object))
+        }
+        LogFormat::Text => {
+            let mut text = format!("{time} {:5} {message}", level.as_str());
+            for (name, value) in fields {
+                // JSON's quotes and escapes keep a line one line, whatever the value holds.
+                text.extend([" ", &name, "=", &value.to_string()]);
+            }
+            text.push('\n');
+            text
+        }
+    }
+}
+
+/// Collapses repeats: one line a minute for each reason (and detail), with the count of those left out.
+#[derive(Debug, Default)]
+pub struct Repeats {
+    seen: Mutex<HashMap<(&'static str, u64), Repeat>>,
+}
+
+#[derive(Debug)]
+struct Repeat {
+    since: Instant,
+    suppressed: u64,
+}
+
+impl Repeats {
+    /// Whether to write a line now: the count of lines left out since the last one, or `None` to leave this
+    /// one out as well.
+    pub fn admit(&self, reason: &'static str, detail: &[u8], now: Instant) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        detail.hash(&mut hasher);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = (reason, hasher.finish());
+        if !seen.contains_key(&key) && seen.len() >= MAX_REPEATS {
+            seen.retain(|_, repeat| now.duration_since(repeat.since) < WINDOW);
+            if seen.len() >= MAX_REPEATS {
+                key.1 = 0;
+            }
+        }
+        match seen.get_mut(&key) {
+            Some(repeat) if now.duration_since(repeat.since) < WINDOW => {
+                repeat.suppressed += 1;
+                None
+            }
+            Some(repeat) => {
+                repeat.since = now;
+                Some(std::mem::take(&mut repeat.suppressed))
+            }
+            None => {
+                seen.insert(key, Repeat { since: now, suppressed: 0 });
+                Some(0)
+            }
+        }
+    }
+
+    /// Forgets what is older than the window, and returns how often each reason was left out of the log since
+    /// its last line.
+    pub fn expire(&self, now: Instant) -> Vec<(&'static str, u64)> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left_out: HashMap<&'static str, u64> = HashMap::new();
+        seen.retain(|(reason, _), repeat| {
+            let fresh = now.duration_since(repeat.since) < WINDOW;
+            if !fresh && repeat.suppressed > 0 {
+                *left_out.entry(reason).or_default() += repeat.suppressed;
+            }
+            fresh
+        });
+        left_out.into_iter().collect()
+    }
+}
+
+/// Batches: at 32 KiB each, what a stalled log driver can make hostward hold is 2 MiB.
+const QUEUE_LENGTH: usize = 64;
+/// How long a reason stays silent after its line.
+pub const WINDOW: Duration = Duration::from_mins(1);
+/// Reasons with their details; beyond it, details are counted together. Bounds what a scanner can fill.
+const MAX_REPEATS: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_written_once_a_minute_with_the_count() {
+        let repeats = Repeats::default();
+        let start = Instant::now();
+        assert_eq!(repeats.admit("denied", b"a", start), Some(0));
+        assert_eq!(repeats.admit("denied", b"a", start), None);
+        assert_eq!(repeats.admit("denied", b"a", start + WINDOW / 2), None);
+        assert_eq!(repeats.admit("denied", b"b", start), Some(0));
+        assert_eq!(repeats.admit("denied", b"a", start + WINDOW), Some(2));
+        assert_eq!(repeats.expire(start + WINDOW), []);
+        assert_eq!(repeats.admit("denied", b"a", start + WINDOW), None);
+        assert_eq!(repeats.expire(start + WINDOW * 3), [("denied", 1)]);
+    }
+
+    #[test]
+    fn a_scanner_can_not_fill_the_memory() {
+        let repeats = Repeats::default();
+        let now = Instant::now();
+        for host in 0..10_000_u32 {
+            repeats.admit("denied", &host.to_be_bytes(), now);
+        }
+        assert!(repeats.seen.lock().unwrap().len() <= MAX_REPEATS + 1);
+    }
+
+    #[test]
+    fn an_event_is_one_flat_json_object() {
+        let mut fields = Map::new();
+        fields.insert("host".into(), "evil\"\n".into());
+        let text = line(LogFormat::Json, Level::WARN, "request denied", fields.clone());
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&value["level"], &value["msg"], &value["host"]),
+            (&"WARN".into(), &"request denied".into(), &"evil\"\n".into())
+        );
+        assert_eq!(text.matches('\n').count(), 1);
+        assert_eq!(line(LogFormat::Text, Level::WARN, "request denied", fields).matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn a_stalled_log_drops_and_counts_and_never_blocks() {
+        let (release, gate) = sync_channel::<()>(0);
+        let (sent, written) = std::sync::mpsc::channel();
+        struct Stalled(Receiver<()>, std::sync::mpsc::Sender<Vec<u8>>);
+        impl Write for Stalled {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.recv().ok();
+                self.1.send(bytes.to_vec()).unwrap();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let sink = Sink::start(Stalled(gate, sent), LogFormat::Json).unwrap();
+        for _ in 0..QUEUE_LENGTH + 10 {
+            sink.write(b"one\ntwo\n".to_vec());
+        }
+        drop(release);
+        sink.stop(Duration::from_secs(5));
+        let all: Vec<u8> = written.try_iter().flatten().collect();
+        let text = String::from_utf8(all).unwrap();
+        let lost: u64 = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .map(|line| line["lines"].as_u64().unwrap())
+            .sum();
+        let kept = text.lines().filter(|line| *line == "one").count() as u64;
+        assert!(lost >= 18, "{lost}");
+        assert_eq!(kept * 2 + lost, 2 * (QUEUE_LENGTH as u64 + 10));
+    }
+}

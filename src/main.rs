@@ -1,0 +1,95 @@
+//! The process: arguments, settings, log, run, exit code.
+
+use std::io::{self, IsTerminal, Write, stderr, stdout};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use hostward::command::{self, Command};
+use hostward::config::{self, Loaded};
+use hostward::drain::Stop;
+use hostward::log::{self, Sink};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+fn main() -> ExitCode {
+    let (command, flags) = match command::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        Err(words) => {
+            // Help and the version are no mistakes, and go to standard output. Nobody there to read: no harm.
+            words.print().ok();
+            return if words.exit_code() == 0 { ExitCode::SUCCESS } else { CONFIGURATION.into() };
+        }
+    };
+    let loaded = match config::load(&flags, std::env::vars_os(), stdout().is_terminal()) {
+        Ok(loaded) => loaded,
+        Err(mistakes) => {
+            if let Command::Config { format } = command {
+                command::config::run(&mistakes.sources, format, &mut stdout());
+            }
+            mistakes.write(&mut stderr(), stderr().is_terminal(), SystemTime::now()).ok();
+            return CONFIGURATION.into();
+        }
+    };
+    match command {
+        Command::Run => run(loaded),
+        Command::Check { upstream } => command::check::run(&loaded, upstream, &mut stdout()).into(),
+        Command::Config { format } => command::config::run(&loaded.sources, format, &mut stdout()).into(),
+        Command::Explain(asked) => command::explain::run(&loaded.config, &asked, &mut stdout()).into(),
+        Command::Healthcheck { ready } => command::healthcheck::run(&loaded.config, ready, &mut stdout()).into(),
+    }
+}
+
+fn run(Loaded { config, warnings, .. }: Loaded) -> ExitCode {
+    let outcome = Sink::start(stdout(), config.log_format).and_then(|sink| {
+        log::install(sink.clone(), config.log_format, config.log_level);
+        for warning in warnings {
+            tracing::warn!(
+                setting = warning.setting,
+                error = warning.error,
+                hint = warning.hint,
+                "configuration warning"
+            );
+        }
+        let runtime = hostward::worker::runtime()?;
+        let outcome =
+            runtime.block_on(async { Ok::<_, io::Error>(hostward::run(config, sink.clone(), stops()?).await) });
+        let code = match outcome? {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let hint = "is another hostward, or the app itself, on this port?";
+                tracing::error!(error = %error, hint, "not starting");
+                if error.is_taken() { ADDRESS_TAKEN.into() } else { ExitCode::FAILURE }
+            }
+        };
+        sink.stop(LAST_LINES);
+        Ok(code)
+    });
+    outcome.unwrap_or_else(|error| {
+        writeln!(stderr(), "hostward: {error}").ok();
+        ExitCode::FAILURE
+    })
+}
+
+/// SIGTERM is a wish to drain, SIGINT to stop at once.
+fn stops() -> io::Result<UnboundedReceiver<Stop>> {
+    let (wish, wishes) = unbounded_channel();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::task::spawn_local(async move {
+        loop {
+            let stop = tokio::select! {
+                _ = terminate.recv() => Stop::Drain,
+                _ = interrupt.recv() => Stop::Now,
+            };
+            if wish.send(stop).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(wishes)
+}
+
+const CONFIGURATION: u8 = 2;
+const ADDRESS_TAKEN: u8 = 3;
+/// What a slow log driver gets at the end.
+const LAST_LINES: Duration = Duration::from_secs(2);

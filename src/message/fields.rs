@@ -1,0 +1,276 @@
+//! Fields that must not go on: connection-specific ones in both directions, and what clients may not say.
+//!
+//! Strip first, then write: nothing that hostward writes is stripped again. The maps are edited in place,
+//! in one pass over the names; only what was found is removed.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// What the pass over a request's fields found out, besides stripping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// `TE: trailers`, the one transfer preference that may go on (RFC 9110 §10.1.4).
+    pub te_trailers: bool,
+}
+
+/// Strips from a request what is connection-specific and what a client may not say.
+///
+/// Believed only when they come from `trusted` peers: the fields in which an Application Load Balancer
+/// tells who the user or the client certificate is.
+pub fn strip_request(headers: &mut HeaderMap, trusted: bool) -> Found {
+    let mut connection = false;
+    let mut te = false;
+    let mut doomed: Vec<HeaderName> = Vec::new();
+    for name in headers.keys() {
+        match judge(name.as_str(), trusted) {
+            Judgement::Pass => {}
+            Judgement::Connection => connection = true,
+            Judgement::Te => te = true,
+            Judgement::Strip => doomed.push(name.clone()),
+        }
+    }
+    let mut found = Found::default();
+    if te {
+        let trailers = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"trailers");
+        found.te_trailers = headers.get_all(header::TE).iter().any(trailers);
+        headers.remove(header::TE);
+    }
+    if connection {
+        strip_connection_options(headers);
+    }
+    for name in doomed {
+        headers.remove(name);
+    }
+    found
+}
+
+/// Strips from a response what is connection-specific.
+pub fn strip_response(headers: &mut HeaderMap) {
+    strip_connection_options(headers);
+    for name in &CONNECTION_SPECIFIC {
+        headers.remove(name);
+    }
+}
+
+/// Strips from a trailer section what has a meaning only in a head: framing, routing, and whatever a client
+/// may not say (RFC 9110 §6.5.1).
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_request(trailers, false);
+    for name in [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::AUTHORIZATION, header::COOKIE]
+    {
+        trailers.remove(name);
+    }
+    let forwarding: Vec<HeaderName> =
+        trailers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
+    for name in forwarding {
+        trailers.remove(name);
+    }
+}
+
+/// RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is
+/// forwarded and, for each connection-option in this field, remove any header or trailer field(s) from the
+/// message with the same name as the connection-option". It may stand on several lines: all of them count.
+fn strip_connection_options(headers: &mut HeaderMap) {
+    // Nearly always one line with one of these, and nothing else to remove.
+    let mut lines = headers.get_all(header::CONNECTION).iter();
+    let plain = match (lines.next(), lines.next()) {
+        (None, _) => return,
+        (Some(line), None) => {
+            let line = line.as_bytes();
+            line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close")
+        }
+        (Some(_), Some(_)) => false,
+    };
+    if !plain {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|b| *b == b','))
+            .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+            // A client that names these wants the app to see another message than the one that was judged.
+            .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    headers.remove(header::CONNECTION);
+}
+
+enum Judgement {
+    Pass,
+    Connection,
+    Te,
+    Strip,
+}
+
+/// What happens to a request's field of this name (which the `http` crate keeps in lower case). By length
+/// first: this runs for every field of every request.
+fn judge(name: &str, trusted: bool) -> Judgement {
+    let strip = match name.len() {
+        2 if name == "te" => return Judgement::Te,
+        5 => name == "proxy",
+        6 => matches!(name, "expect" | "x-host"),
+        7 => name == "upgrade",
+        8 => name == "x-scheme",
+        9 => name == "forwarded",
+        10 if name == "connection" => return Judgement::Connection,
+        10 => name == "keep-alive",
+        13 => name == "x-rewrite-url",
+        14 => matches!(name, "http2-settings" | "x-original-url"),
+        15 => matches!(name, "x-forwarded-ssl" | "x-original-host" | "front-end-https"),
+        16 => matches!(name, "proxy-connection" | "x-forwarded-host"),
+        17 => name == "transfer-encoding",
+        18 => matches!(name, "x-forwarded-server" | "x-forwarded-scheme"),
+        20 => name == "x-forwarded-protocol",
+        _ => false,
+    };
+    if strip
+        // WSGI makes `X_Forwarded_For` and `X-Forwarded-For` one variable; nginx drops such names too.
+        || name.contains('_')
+        || (!trusted && name.starts_with("x-amzn-") && ALB_ONLY.iter().any(|prefix| name.starts_with(prefix)))
+    {
+        Judgement::Strip
+    } else {
+        Judgement::Pass
+    }
+}
+
+/// What an Application Load Balancer writes about the user, the client certificate and the TLS connection.
+const ALB_ONLY: [&str; 3] = ["x-amzn-oidc-", "x-amzn-mtls-", "x-amzn-tls-"];
+
+/// RFC 9110 §7.6.1, and `Proxy-Connection`, which is not a standard but is sent.
+const CONNECTION_SPECIFIC: [HeaderName; 5] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn every_option_of_every_connection_line_is_removed() {
+        let mut headers = map(&[
+            ("Connection", "close, X-One"),
+            ("X-One", "1"),
+            ("connection", " x-two ,x-three"),
+            ("X-Two", "2"),
+            ("X-Three", "3"),
+            ("X-Four", "4"),
+            ("Keep-Alive", "timeout=5"),
+            ("Proxy-Connection", "keep-alive"),
+        ]);
+        strip_request(&mut headers, true);
+        assert_eq!(names(&headers), ["x-four"]);
+    }
+
+    #[test]
+    fn a_connection_option_can_not_remove_the_host_or_the_length() {
+        let mut headers = map(&[
+            ("Connection", "host, content-length, cookie"),
+            ("Host", "a"),
+            ("Content-Length", "1"),
+            ("Cookie", "c"),
+        ]);
+        strip_request(&mut headers, true);
+        assert_eq!(names(&headers), ["content-length", "host"]);
+    }
+
+    #[test]
+    fn what_a_client_may_not_say_is_removed_even_from_a_trusted_peer() {
+        let mut headers = map(&[
+            ("X_Forwarded_For", "1"),
+            ("X-Forwarded_Proto", "https"),
+            ("Proxy", "http://evil"),
+            ("X-Host", "e"),
+            ("X-Original-Host", "e"),
+            ("X-Forwarded-Server", "e"),
+            ("X-Original-URL", "/e"),
+            ("X-Rewrite-URL", "/e"),
+            ("X-Forwarded-Ssl", "on"),
+            ("X-Forwarded-Protocol", "https"),
+            ("X-Forwarded-Scheme", "https"),
+            ("X-Scheme", "https"),
+            ("Front-End-Https", "on"),
+            ("Forwarded", "host=evil"),
+            ("X-Forwarded-Host", "evil"),
+            ("Upgrade", "h2c"),
+            ("HTTP2-Settings", "AA"),
+            ("Transfer-Encoding", "chunked"),
+            ("Expect", "100-continue"),
+            ("Accept", "*/*"),
+            ("X-Amzn-Trace-Id", "Root=1-2-3"),
+            ("X-Forwarded-For", "1.2.3.4"),
+        ]);
+        strip_request(&mut headers, true);
+        assert_eq!(names(&headers), ["accept", "x-amzn-trace-id", "x-forwarded-for"]);
+    }
+
+    #[test]
+    fn what_only_a_load_balancer_may_say_is_believed_from_trusted_peers_alone() {
+        let lines = [
+            ("X-Amzn-Oidc-Identity", "root"),
+            ("x-amzn-mtls-clientcert", "c"),
+            ("x-amzn-tls-version", "v"),
+            ("x-amzn-trace-id", "t"),
+        ];
+        let mut headers = map(&lines);
+        strip_request(&mut headers, true);
+        assert_eq!(headers.len(), 4);
+        strip_request(&mut headers, false);
+        assert_eq!(names(&headers), ["x-amzn-trace-id"]);
+    }
+
+    #[test]
+    fn te_is_stripped_and_trailers_remembered() {
+        let mut headers = map(&[("TE", "trailers"), ("Connection", "te")]);
+        assert!(strip_request(&mut headers, true).te_trailers);
+        assert!(headers.is_empty());
+        assert!(!strip_request(&mut map(&[("TE", "gzip")]), true).te_trailers);
+    }
+
+    #[test]
+    fn a_response_keeps_its_end_to_end_fields() {
+        let mut headers = map(&[
+            ("Connection", "keep-alive, X-Hop"),
+            ("X-Hop", "1"),
+            ("Keep-Alive", "timeout=2"),
+            ("Upgrade", "h2c"),
+            ("Set-Cookie", "a=b"),
+            ("Trailer", "T"),
+        ]);
+        strip_response(&mut headers);
+        assert_eq!(names(&headers), ["set-cookie", "trailer"]);
+    }
+
+    #[test]
+    fn trailers_can_not_smuggle_what_belongs_in_a_head() {
+        let mut trailers = map(&[
+            ("Host", "e"),
+            ("Content-Length", "1"),
+            ("X-Forwarded-For", "1"),
+            ("X_Y", "1"),
+            ("Cookie", "c"),
+            ("Digest", "d"),
+        ]);
+        strip_trailers(&mut trailers);
+        assert_eq!(names(&trailers), ["digest"]);
+    }
+}

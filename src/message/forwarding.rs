@@ -1,0 +1,314 @@
+//! Who asked, and how the app is told: `X-Forwarded-*`, `X-Real-IP`, `X-Request-Id` and RFC 7239's `Forwarded`.
+//!
+//! The app connects to nobody but hostward and believes what it says (gunicorn trusts 127.0.0.1 by default).
+//! So every one of these fields is written here: continued where the peer is a trusted proxy, replaced where
+//! it isn't. They are read from the right, because only the last hops are known to tell the truth.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::networks::Networks;
+
+/// The other end of a connection: what is the same for all its requests.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address; IPv4-mapped ones as IPv4.
+    pub address: IpAddr,
+    /// This end of the connection, likewise.
+    pub local: SocketAddr,
+    /// Whether its forwarding fields are believed.
+    pub trusted: bool,
+    address_text: HeaderValue,
+    port_text: HeaderValue,
+}
+
+/// What a request's forwarding fields come to.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The client: the right-most address that no trusted proxy vouches for.
+    pub client: IpAddr,
+    /// The request's id.
+    pub request_id: HeaderValue,
+}
+
+impl Peer {
+    /// The peer of a connection from `remote` that was accepted at `local`.
+    pub fn new(remote: IpAddr, local: SocketAddr, trusted: &Networks) -> Self {
+        let address = remote.to_canonical();
+        let text = |text: String| HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(UNKNOWN);
+        Self {
+            address,
+            local: SocketAddr::new(local.ip().to_canonical(), local.port()),
+            trusted: trusted.contains(address),
+            address_text: text(address.to_string()),
+            port_text: text(local.port().to_string()),
+        }
+    }
+}
+
+/// Whether a proxy stands between the sender of this request and us: no probe's request says so.
+pub fn is_forwarded(headers: &HeaderMap) -> bool {
+    headers.contains_key(X_FORWARDED_FOR)
+        || headers.contains_key(http::header::FORWARDED)
+        || headers.contains_key(http::header::VIA)
+}
+
+/// Writes the forwarding fields of a request whose other fields have been stripped. `host` is what the app
+/// sees as `Host`, if anything; `scheme` what the peer spoke to us; `make_id` is asked only when the request
+/// brings no id that can be believed.
+pub fn write(
+    headers: &mut HeaderMap,
+    peer: &Peer,
+    trusted: &Networks,
+    host: Option<&HeaderValue>,
+    scheme: &'static str,
+    make_id: impl FnOnce() -> HeaderValue,
+) -> Origin {
+    let mut client = peer.address;
+    let mut client_text = peer.address_text.clone();
+    let mut chain = peer.address_text.clone();
+    let mut proto = None;
+    let mut port = None;
+    let mut id = None;
+    if peer.trusted {
+        if let Some(found) = client_address(headers, trusted) {
+            client = found;
+            client_text = address_text(found);
+        }
+        chain = continued(headers, &peer.address_text);
+        proto = last_element(headers, &X_FORWARDED_PROTO).filter(|proto| is_scheme(proto.as_bytes()));
+        port = last_element(headers, &X_FORWARDED_PORT).filter(|port| is_port(port.as_bytes()));
+        id = headers.get(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes())).cloned();
+    }
+    let request_id = id.unwrap_or_else(make_id);
+    headers.insert(X_FORWARDED_FOR, chain);
+    headers.insert(X_FORWARDED_PROTO, proto.unwrap_or(HeaderValue::from_static(scheme)));
+    headers.insert(X_FORWARDED_PORT, port.unwrap_or_else(|| peer.port_text.clone()));
+    headers.insert(X_REAL_IP, client_text);
+    headers.insert(X_REQUEST_ID, request_id.clone());
+    if let Some(host) = host {
+        headers.insert(X_FORWARDED_HOST, host.clone());
+    }
+    Origin { client, request_id }
+}
+
+/// Writes the `Forwarded` field of RFC 7239 §4 from what [`write`] has written.
+pub fn write_forwarded(headers: &mut HeaderMap, client: IpAddr) {
+    let mut text = match client {
+        IpAddr::V4(address) => format!("for={address}"),
+        // RFC 7239 §6: "an IPv6 address is always enclosed in square brackets", and a bracket needs quotes.
+        IpAddr::V6(address) => format!("for=\"[{address}]\""),
+    };
+    let value = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(host) = value(&X_FORWARDED_HOST) {
+        text.push_str(";host=\"");
+        // RFC 9110 §5.6.4: a host has no quotes and no backslashes (message::authority refuses them).
+        text.push_str(host);
+        text.push('"');
+    }
+    if let Some(proto) = value(&X_FORWARDED_PROTO) {
+        text.push_str(";proto=");
+        text.push_str(proto);
+    }
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
+        headers.insert(http::header::FORWARDED, value);
+    }
+}
+
+/// The right-most address of `X-Forwarded-For` that isn't a trusted proxy's; the left-most one if all are.
+/// Stops at what is no address: whoever stands left of it can't be vouched for.
+fn client_address(headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
+    let mut client = None;
+    for line in headers.get_all(X_FORWARDED_FOR).iter().rev() {
+        for element in line.as_bytes().rsplit(|b| *b == b',') {
+            let Some(address) = node(element) else { return client };
+            client = Some(address);
+            if !trusted.contains(address) {
+                return client;
+            }
+        }
+    }
+    client
+}
+
+/// One element of `X-Forwarded-For`, in the forms that an Application Load Balancer writes: an address,
+/// `v4:port`, `[v6]:port`, `[v6]`.
+fn node(element: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(element).ok()?.trim_ascii();
+    let address = match text.parse::<IpAddr>() {
+        Ok(address) => address,
+        Err(_) => match text.parse::<SocketAddr>() {
+            Ok(address) => address.ip(),
+            Err(_) => text.strip_prefix('[')?.strip_suffix(']')?.parse().ok()?,
+        },
+    };
+    Some(address.to_canonical())
+}
+
+/// The chain so far on one line, and the peer at its end.
+fn continued(headers: &HeaderMap, peer: &HeaderValue) -> HeaderValue {
+    let mut lines = headers.get_all(X_FORWARDED_FOR).iter().peekable();
+    if lines.peek().is_none() {
+        return peer.clone();
+    }
+    let mut chain = BytesMut::with_capacity(64);
+    for line in lines {
+        chain.put_slice(line.as_bytes());
+        chain.put_slice(b", ");
+    }
+    chain.put_slice(peer.as_bytes());
+    HeaderValue::from_maybe_shared(chain.freeze()).unwrap_or_else(|_| peer.clone())
+}
+
+/// The right-most element of the right-most line: what the nearest proxy said.
+fn last_element(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    let line = headers.get_all(name).iter().next_back()?;
+    match memchr::memrchr(b',', line.as_bytes()) {
+        None => Some(line.clone()),
+        Some(comma) => HeaderValue::from_bytes(line.as_bytes()[comma + 1..].trim_ascii()).ok(),
+    }
+}
+
+fn is_scheme(text: &[u8]) -> bool {
+    text == b"https" || text == b"http"
+}
+
+fn is_port(text: &[u8]) -> bool {
+    !text.is_empty() && text.len() <= 5 && text.iter().all(u8::is_ascii_digit)
+}
+
+/// An id goes into the log and perhaps into a page: visible ASCII, no quotes, and not for ever.
+fn is_request_id(text: &[u8]) -> bool {
+    !text.is_empty()
+        && text.len() <= 128
+        && text.iter().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'<' | b'>'))
+}
+
+fn address_text(address: IpAddr) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(address.to_string())).unwrap_or(UNKNOWN)
+}
+
+/// RFC 7239 §6.2. No address's text needs it; it saves an `unwrap`.
+const UNKNOWN: HeaderValue = HeaderValue::from_static("unknown");
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Written here, and overruled by the proxy on a probe.
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: &str = "10.0.2.100:8080";
+
+    fn networks() -> Networks {
+        Networks::private().into_iter().collect()
+    }
+
+    fn written(peer: &str, lines: &[(&'static str, &str)]) -> (HeaderMap, Origin) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        let peer = Peer::new(peer.parse().unwrap(), LOCAL.parse().unwrap(), &networks());
+        let host = HeaderValue::from_static("www.example.com:8443");
+        let origin = write(&mut headers, &peer, &networks(), Some(&host), "http", || HeaderValue::from_static("made"));
+        (headers, origin)
+    }
+
+    fn client(xff: &str) -> String {
+        written("10.0.1.7", &[("x-forwarded-for", xff)]).1.client.to_string()
+    }
+
+    #[test]
+    fn a_trusted_peer_s_fields_are_continued() {
+        let (headers, origin) = written(
+            "10.0.1.7",
+            &[
+                ("x-forwarded-for", "198.51.100.9"),
+                ("x-forwarded-for", "203.0.113.5"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-port", "443"),
+                ("x-request-id", "abc-1"),
+            ],
+        );
+        assert_eq!(headers["x-forwarded-for"], "198.51.100.9, 203.0.113.5, 10.0.1.7");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["x-forwarded-port"], "443");
+        assert_eq!(headers["x-real-ip"], "203.0.113.5");
+        assert_eq!(headers["x-forwarded-host"], "www.example.com:8443");
+        assert_eq!(headers["x-request-id"], "abc-1");
+        assert_eq!(origin.client.to_string(), "203.0.113.5");
+        assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
+    }
+
+    #[test]
+    fn anybody_else_s_fields_are_replaced() {
+        let (headers, origin) = written(
+            "203.0.113.5",
+            &[
+                ("x-forwarded-for", "10.0.0.1"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-port", "443"),
+                ("x-real-ip", "10.0.0.1"),
+                ("x-request-id", "abc-1"),
+            ],
+        );
+        assert_eq!(headers["x-forwarded-for"], "203.0.113.5");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-forwarded-port"], "8080");
+        assert_eq!(headers["x-real-ip"], "203.0.113.5");
+        assert_eq!(headers["x-request-id"], "made");
+        assert_eq!(origin.client.to_string(), "203.0.113.5");
+    }
+
+    #[test]
+    fn the_client_is_the_right_most_address_that_nobody_trusted_vouches_for() {
+        assert_eq!(client("203.0.113.5"), "203.0.113.5");
+        assert_eq!(client("1.2.3.4, 203.0.113.5"), "203.0.113.5");
+        assert_eq!(client("203.0.113.5, 10.0.0.9"), "203.0.113.5");
+        assert_eq!(client("10.0.0.8, 10.0.0.9"), "10.0.0.8");
+        assert_eq!(client("203.0.113.5:4711"), "203.0.113.5");
+        assert_eq!(client("[2001:db8::5]:4711"), "2001:db8::5");
+        assert_eq!(client("[2001:db8::5]"), "2001:db8::5");
+        assert_eq!(client("2001:db8::5,10.0.0.9"), "2001:db8::5");
+        assert_eq!(client("::ffff:203.0.113.5"), "203.0.113.5");
+        // What is no address, and whatever stands left of it, is nobody's word.
+        assert_eq!(client("203.0.113.5, junk, 10.0.0.9"), "10.0.0.9");
+        assert_eq!(client("203.0.113.5, "), "10.0.1.7");
+        assert_eq!(client("unknown"), "10.0.1.7");
+    }
+
+    #[test]
+    fn what_a_trusted_peer_passes_on_is_believed_only_when_it_makes_sense() {
+        let (headers, _) = written(
+            "10.0.1.7",
+            &[("x-forwarded-proto", "javascript"), ("x-forwarded-port", "8x"), ("x-request-id", "a\"b")],
+        );
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-forwarded-port"], "8080");
+        assert_eq!(headers["x-request-id"], "made");
+        let (headers, _) = written("10.0.1.7", &[("x-forwarded-proto", "http, https")]);
+        assert_eq!(headers["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn forwarded_says_the_same_in_the_standard_s_words() {
+        let (mut headers, origin) =
+            written("10.0.1.7", &[("x-forwarded-for", "2001:db8::5"), ("x-forwarded-proto", "https")]);
+        write_forwarded(&mut headers, origin.client);
+        assert_eq!(headers["forwarded"], "for=\"[2001:db8::5]\";host=\"www.example.com:8443\";proto=https");
+    }
+
+    #[test]
+    fn a_mapped_peer_is_its_ipv4_address() {
+        let (headers, _) = written("::ffff:10.0.1.7", &[]);
+        assert_eq!(headers["x-forwarded-for"], "10.0.1.7");
+    }
+}

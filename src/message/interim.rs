@@ -1,0 +1,84 @@
+//! Interim responses (1xx) on their way from the app to the client. RFC 9110 §15.2: "A proxy MUST forward 1xx
+//! responses unless the proxy itself requested the generation of the 1xx response."
+
+/// Where an interim response at the start of `bytes` ends, if one stands there whole. `101` is final for us:
+/// it ends HTTP on the connection.
+pub fn find(bytes: &[u8]) -> Found {
+    match bytes.get(..STATUS_LINE.len() + 3) {
+        Some(start) if start.starts_with(STATUS_LINE) && start[9] == b'1' && &start[10..12] != b"01" => {
+            match memchr::memmem::find(bytes, b"\r\n\r\n") {
+                Some(at) => Found::Interim(at + 4),
+                None => Found::Incomplete,
+            }
+        }
+        // Too short to tell, but for the version.
+        None if STATUS_LINE.starts_with(&bytes[..bytes.len().min(STATUS_LINE.len())]) => Found::Incomplete,
+        Some(_) | None => Found::Final,
+    }
+}
+
+/// What stands at the start of an app's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// An interim response of this many bytes.
+    Interim(usize),
+    /// What could become one.
+    Incomplete,
+    /// Something else.
+    Final,
+}
+
+/// The interim response as the client gets it, without connection-specific fields. Nothing for a `100`,
+/// which hostward answers itself, and for what does not parse.
+pub fn rewrite(head: &[u8]) -> Option<Vec<u8>> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut fields);
+    if !response.parse(head).is_ok_and(|status| status.is_complete()) {
+        return None;
+    }
+    let code = response.code.filter(|code| *code != 100)?;
+    let mut out = format!("HTTP/1.1 {code} {}\r\n", response.reason.unwrap_or_default()).into_bytes();
+    for field in response.headers.iter() {
+        if !DROPPED.iter().any(|name| field.name.eq_ignore_ascii_case(name)) {
+            out.extend_from_slice(field.name.as_bytes());
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(field.value);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    Some(out)
+}
+
+const STATUS_LINE: &[u8] = b"HTTP/1.1 ";
+/// Nobody hints at more.
+const MAX_FIELDS: usize = 64;
+/// Connection-specific, or without meaning in a response that has no body.
+const DROPPED: [&str; 7] =
+    ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "content-length"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interim_responses_are_told_from_final_ones() {
+        assert_eq!(find(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200"), Found::Interim(40));
+        assert_eq!(find(b"HTTP/1.1 103 Early Hints\r\nLink: </a>"), Found::Incomplete);
+        assert_eq!(find(b"HTTP/1.1 1"), Found::Incomplete);
+        assert_eq!(find(b"HT"), Found::Incomplete);
+        assert_eq!(find(b""), Found::Incomplete);
+        assert_eq!(find(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), Found::Final);
+        assert_eq!(find(b"HTTP/1.1 200 OK\r\n\r\n"), Found::Final);
+        assert_eq!(find(b"nonsense"), Found::Final);
+    }
+
+    #[test]
+    fn only_end_to_end_fields_go_on() {
+        let hints =
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nConnection: close\r\nContent-Length: 3\r\n\r\n";
+        assert_eq!(rewrite(hints).unwrap(), b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n");
+        assert_eq!(rewrite(b"HTTP/1.1 100 Continue\r\n\r\n"), None);
+        assert_eq!(rewrite(b"HTTP/1.1 103 E\r\nBad Name: x\r\n\r\n"), None);
+    }
+}

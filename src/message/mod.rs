@@ -1,0 +1,8 @@
+//! Pure edits of HTTP messages: no sockets, no clock, no environment, no log.
+
+pub mod authority;
+pub mod fields;
+pub mod forwarding;
+pub mod framing;
+pub mod interim;
+pub mod upgrade;

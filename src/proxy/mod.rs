@@ -1,0 +1,278 @@
+//! The life of one request, in one function that reads top to bottom. Only this file knows the order of the
+//! steps; each step is a file of its own.
+
+pub mod request;
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+
+use crate::access_log::Journal;
+use crate::answer::{self, AnswerBody, Recording};
+use crate::body::{Limits, RequestBody};
+use crate::config::{Config, RejectStatus};
+use crate::error::{Failure, Side};
+use crate::exchange::{self, Exchange};
+use crate::log::Repeats;
+use crate::message::forwarding::Peer;
+use crate::message::{fields, upgrade};
+use crate::policy::{Policy, Refusal, Rule, Verdict};
+use crate::proxy::request::{Inbound, make_request_id};
+use crate::tunnel::Tunnel;
+use crate::upstream::{Answer, Upstream};
+use crate::wire::{WaitingFor, Wire};
+
+/// What a worker needs to answer requests.
+#[derive(Debug)]
+pub struct Proxy {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Who may enter.
+    pub policy: Arc<Policy>,
+    /// The app.
+    pub upstream: Rc<Upstream>,
+    /// The access log.
+    pub journal: Rc<Journal>,
+    /// What has been said in the log already.
+    pub repeats: Arc<Repeats>,
+}
+
+/// One client's connection, as far as its requests have to know.
+#[derive(Debug)]
+pub struct Client {
+    /// The connection.
+    pub wire: Rc<Wire>,
+    peer: Peer,
+    /// What the peer speaks to us.
+    scheme: &'static str,
+    /// The host that the last request was admitted with, and the rule. A connection's requests nearly always
+    /// carry the same one, and whether it is allowed depends on nothing else.
+    admitted: RefCell<Option<(Box<[u8]>, Rule)>>,
+    /// What the connection becomes once its 101 has been sent.
+    tunnel: RefCell<Option<(Tunnel, Recording)>>,
+}
+
+/// The connection is to be closed without an answer.
+#[derive(Debug)]
+pub struct Silence;
+
+impl std::fmt::Display for Silence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no answer")
+    }
+}
+
+impl std::error::Error for Silence {}
+
+impl Client {
+    /// The client at the other end of `wire`.
+    pub fn new(wire: Rc<Wire>, remote: IpAddr, local: SocketAddr, policy: &Policy) -> Self {
+        let peer = Peer::new(remote, local, &policy.trusted);
+        Self { wire, peer, scheme: "http", admitted: RefCell::default(), tunnel: RefCell::default() }
+    }
+
+    /// Who it is.
+    pub fn address(&self) -> IpAddr {
+        self.peer.address
+    }
+
+    /// The tunnel that the connection is to become, if any.
+    pub fn take_tunnel(&self) -> Option<(Tunnel, Recording)> {
+        self.tunnel.take()
+    }
+}
+
+impl Proxy {
+    /// Answers one request. What goes wrong becomes an answer too.
+    ///
+    /// # Errors
+    ///
+    /// When there is to be no answer.
+    pub async fn handle(&self, client: &Client, inbound: Request<Incoming>) -> Result<Response<AnswerBody>, Silence> {
+        client.wire.begin_exchange();
+        let exchange = begin(client, &inbound);
+        let recording = Recording::new(exchange, Rc::clone(&self.journal), Rc::clone(&client.wire));
+        match self.forward(client, &recording.exchange, inbound).await {
+            Ok(Answer::Response(response)) => {
+                recording.exchange.status.set(response.status().as_u16());
+                Ok(response.map(|relay| AnswerBody::relayed(relay, recording)))
+            }
+            Ok(Answer::Switched(response, app, early)) => {
+                recording.exchange.status.set(response.status().as_u16());
+                let tunnel = Tunnel::new(*app, early, self.config.tunnel_idle_timeout);
+                client.tunnel.replace(Some((tunnel, recording)));
+                Ok(response.map(|()| AnswerBody::none()))
+            }
+            Err(failure) => self.fail(failure, recording),
+        }
+    }
+
+    async fn forward(
+        &self,
+        client: &Client,
+        exchange: &Rc<Exchange>,
+        inbound: Request<Incoming>,
+    ) -> Result<Answer, Failure> {
+        let (mut head, body) = inbound.into_parts();
+        let inbound = Inbound::read(&head)?;
+        let verdict = self.judge(client, &inbound, &head)?;
+        exchange.decision.set(verdict.decision());
+        exchange.rule.set(verdict.rule());
+        if self.config.max_body_size.is_some_and(|limit| inbound.length > limit) {
+            return Err(Failure::BodyTooLarge);
+        }
+        let takes_interim = head.version == Version::HTTP_11;
+        let origin =
+            request::rewrite(&mut head, inbound, verdict, &client.peer, client.scheme, &self.config, &self.policy)?;
+        let websocket = head.headers.contains_key(header::UPGRADE);
+        exchange.client.set(origin.client);
+        exchange.request_id.set(origin.request_id).ok();
+
+        let body = RequestBody::stream(body, Rc::clone(exchange), Rc::clone(&client.wire), self.limits());
+        let connection =
+            self.upstream.connection(head.method.is_idempotent(), self.config.upstream_response_timeout).await?;
+        let asked = Instant::now();
+        client.wire.progress(WaitingFor::App, self.config.upstream_response_timeout);
+        let outbound = Request::from_parts(head, body);
+        let answer = self.upstream.send(connection, outbound, &client.wire, takes_interim).await;
+        exchange.upstream.set(Some(asked.elapsed()));
+        client.wire.arrived(WaitingFor::App);
+
+        match answer? {
+            Answer::Response(mut response) => {
+                fields::strip_response(response.headers_mut());
+                *response.version_mut() = Version::HTTP_11;
+                Ok(Answer::Response(response))
+            }
+            Answer::Switched(mut response, app, early) => {
+                if !websocket || !upgrade::agrees_to_websocket(response.headers()) {
+                    return Err(Failure::UpgradeFailed);
+                }
+                fields::strip_response(response.headers_mut());
+                upgrade::write_websocket(response.headers_mut());
+                Ok(Answer::Switched(response, app, early))
+            }
+        }
+    }
+
+    /// The policy's verdict, or what it was for the same host a moment ago.
+    fn judge(&self, client: &Client, inbound: &Inbound, head: &Parts) -> Result<Verdict, Failure> {
+        let host = inbound.host.as_ref().map(HeaderValue::as_bytes);
+        if let (Some((admitted, rule)), Some(host)) = (&*client.admitted.borrow(), host)
+            && **admitted == *host
+        {
+            return Ok(Verdict::Allowed(*rule));
+        }
+        let verdict = request::judge(&self.policy, &client.peer, inbound, head)?;
+        match (verdict, host) {
+            (Verdict::Allowed(rule), Some(host)) => drop(client.admitted.replace(Some((host.into(), rule)))),
+            (Verdict::Reported(refusal), host) => self.report_would_be(refusal, host.unwrap_or(b"-"), client),
+            _ => {}
+        }
+        Ok(verdict)
+    }
+
+    /// What `HOST_POLICY=report` is there for.
+    fn report_would_be(&self, refusal: Refusal, host: &[u8], client: &Client) {
+        let message = "request would be denied";
+        if let Some(repeated) = self.repeats.admit(message, host, Instant::now()) {
+            let (host, reason, hint) = (capped(host), refusal.name(), refusal.hint());
+            tracing::warn!(reason, host, peer_ip = %client.peer.address, repeated, hint, "{message}");
+        }
+    }
+
+    /// Turns a failure into an answer and a line in the log.
+    fn fail(&self, failure: Failure, recording: Recording) -> Result<Response<AnswerBody>, Silence> {
+        let exchange = &recording.exchange;
+        // A refused request has got none on its way.
+        exchange.request_id.get_or_init(make_request_id);
+        if failure == Failure::ClientGone {
+            // `Recording` writes 499.
+            return Err(Silence);
+        }
+        let status = match (failure, self.config.reject_status) {
+            (Failure::Refused(_), RejectStatus::Answer(status)) => status,
+            (Failure::Refused(_), RejectStatus::Close) => {
+                exchange.status.set(CLOSED_WITHOUT_ANSWER);
+                exchange.error.set(Some(failure.token()));
+                self.report(failure, exchange, CLOSED_WITHOUT_ANSWER);
+                return Err(Silence);
+            }
+            _ => failure.status(),
+        };
+        self.report(failure, exchange, status.as_u16());
+        let close = failure.side() == Side::Client && !matches!(failure, Failure::Refused(_));
+        let mut response = answer::synthetic(failure, status, recording);
+        if close || status == StatusCode::BAD_REQUEST {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+
+    /// One event in the log, unless it has been said within the minute.
+    pub fn report(&self, failure: Failure, exchange: &Exchange, status: u16) {
+        let request = exchange.request.as_ref();
+        let host = request.and_then(|request| request.host.as_ref());
+        let detail: &[u8] = match failure {
+            Failure::Refused(_) | Failure::InvalidHost(_) => host.map_or(b"", HeaderValue::as_bytes),
+            _ => failure.token().as_bytes(),
+        };
+        let Some(repeated) = self.repeats.admit(failure.message(), detail, Instant::now()) else { return };
+        let host = host.map(|host| capped(host.as_bytes()));
+        let host = host.as_deref().unwrap_or("-");
+        let path = request.map(|request| capped(request.target.path().as_bytes()));
+        let path = path.as_deref().unwrap_or("-");
+        let id = exchange.request_id.get().and_then(|id| id.to_str().ok()).unwrap_or("-");
+        let reason = match failure {
+            Failure::Refused(refusal) => refusal.name(),
+            _ => failure.token(),
+        };
+        let (error, hint, message) = (failure.to_string(), failure.hint(), failure.message());
+        let upstream = &self.config.upstream;
+        let (peer, client) = (exchange.peer, exchange.client.get());
+        match failure.side() {
+            Side::Client => {
+                tracing::warn!(reason, error, host, path, peer_ip = %peer, client_ip = %client, status, request_id = id, repeated, hint, "{message}");
+            }
+            Side::App | Side::Hostward => {
+                tracing::error!(reason, error, %upstream, host, path, status, request_id = id, repeated, hint, "{message}");
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            size: self.config.max_body_size,
+            pause: self.config.body_timeout,
+            response: self.config.upstream_response_timeout,
+        }
+    }
+}
+
+fn begin(client: &Client, inbound: &Request<Incoming>) -> Exchange {
+    let headers = inbound.headers();
+    let request = exchange::Request {
+        method: inbound.method().clone(),
+        target: inbound.uri().clone(),
+        host: headers.get(header::HOST).cloned(),
+        version: inbound.version(),
+        user_agent: headers.get(header::USER_AGENT).cloned(),
+        trace: headers.get("x-amzn-trace-id").or_else(|| headers.get("traceparent")).cloned(),
+    };
+    Exchange::begin(client.wire.last_read(), client.peer.address, Some(request))
+}
+
+/// Text of a client's for an event: not for ever, and always valid UTF-8.
+fn capped(text: &[u8]) -> String {
+    String::from_utf8_lossy(&text[..text.len().min(256)]).into_owned()
+}
+
+/// nginx's number for it. For the log only.
+const CLOSED_WITHOUT_ANSWER: u16 = 444;

@@ -1,0 +1,144 @@
+//! The request's side of its life, pure: what came in is read and judged, and becomes what goes out. The
+//! proxy and `explain` take the same steps.
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Uri, Version};
+
+use crate::config::Config;
+use crate::error::Failure;
+use crate::message::authority::Authority;
+use crate::message::forwarding::{self, Origin, Peer};
+use crate::message::{fields, upgrade};
+use crate::policy::{Facts, Policy, Verdict};
+
+/// What a request says of its own framing and destination.
+pub struct Inbound {
+    /// The authority's bytes; `None` in an HTTP/1.0 request that has none.
+    pub host: Option<HeaderValue>,
+    /// Of the body, as far as it was announced.
+    pub length: u64,
+}
+
+impl Inbound {
+    /// Reads them, and refuses what nobody could answer.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the request.
+    pub fn read(head: &Parts) -> Result<Self, Failure> {
+        let Parts { method, uri: target, headers, version, .. } = head;
+        if *method == Method::CONNECT || *method == Method::TRACE {
+            return Err(Failure::Method);
+        }
+        let mut lines = headers.get_all(header::HOST).iter();
+        let line = match (lines.next(), lines.next()) {
+            (_, Some(_)) => return Err(Failure::Malformed("more than one Host")),
+            // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1
+            // request message that lacks a Host header field".
+            (None, None) if *version == Version::HTTP_11 => return Err(Failure::Malformed("no Host")),
+            (line, None) => line,
+        };
+        let host = match (target.scheme_str(), target.authority()) {
+            // RFC 9112 §3.2.2: "the server MUST ignore the received Host header field (if any) and instead
+            // replace it with the host information of the request-target".
+            (Some("http" | "https"), Some(authority)) => {
+                Some(HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::Malformed("the target's host"))?)
+            }
+            (None, None) if target.path().starts_with('/') => line.cloned(),
+            (None, None) if target.path() == "*" && *method == Method::OPTIONS => line.cloned(),
+            _ => return Err(Failure::Malformed("the request target")),
+        };
+        let mut expectations = headers.get_all(header::EXPECT).iter();
+        if !expectations.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+            return Err(Failure::Expectation);
+        }
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        Ok(Self { host, length: length.unwrap_or_default() })
+    }
+}
+
+/// The policy's verdict about a request.
+///
+/// # Errors
+///
+/// When its host is no host.
+pub fn judge(policy: &Policy, peer: &Peer, inbound: &Inbound, head: &Parts) -> Result<Verdict, Failure> {
+    let authority = match &inbound.host {
+        Some(host) => Some(Authority::parse(host.as_bytes()).map_err(Failure::InvalidHost)?),
+        None => None,
+    };
+    Ok(policy.judge(&Facts {
+        authority: authority.as_ref(),
+        peer: peer.address,
+        local: peer.local.ip(),
+        forwarded: forwarding::is_forwarded(&head.headers),
+    }))
+}
+
+/// Turns the head that came in into the one that goes out. Strip first, then write: nothing that is written
+/// is stripped.
+///
+/// # Errors
+///
+/// The refusal, when that is the verdict.
+pub fn rewrite(
+    head: &mut Parts,
+    inbound: Inbound,
+    verdict: Verdict,
+    peer: &Peer,
+    scheme: &'static str,
+    config: &Config,
+    policy: &Policy,
+) -> Result<Origin, Failure> {
+    let host = match verdict {
+        Verdict::Allowed(_) => policy.rewrite_allowed.clone().or(inbound.host),
+        Verdict::Probe(_) => policy.canonical.clone(),
+        Verdict::Reported(_) => inbound.host,
+        Verdict::Refused(refusal) => return Err(Failure::Refused(refusal)),
+    };
+    let websocket = upgrade::asks_for_websocket(&head.method, head.version, &head.headers);
+    let found = fields::strip_request(&mut head.headers, peer.trusted);
+
+    let headers = &mut head.headers;
+    let origin = forwarding::write(headers, peer, &policy.trusted, host.as_ref(), scheme, make_request_id);
+    if let (Verdict::Probe(_), Some(proto)) = (verdict, config.probe_proto) {
+        headers.insert(forwarding::X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+    }
+    if config.forwarded {
+        forwarding::write_forwarded(headers, origin.client);
+    }
+    if let Some(host) = host {
+        headers.insert(header::HOST, host);
+    }
+    if websocket {
+        upgrade::write_websocket(headers);
+    } else if found.te_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    if head.uri.scheme().is_some() {
+        head.uri = origin_form(&head.uri);
+    }
+    head.version = Version::HTTP_11;
+    head.extensions.clear();
+    Ok(origin)
+}
+
+/// RFC 9112 §3.2.1: what a server is sent. An absolute form without a path asks for `/`.
+fn origin_form(target: &Uri) -> Uri {
+    target.path_and_query().map_or_else(|| Uri::from_static("/"), |path: &PathAndQuery| Uri::from(path.clone()))
+}
+
+/// 128 random bits. An id, not a secret.
+pub fn make_request_id() -> HeaderValue {
+    let mut text = [0; 32];
+    let mut bits = fastrand::u128(..);
+    for digit in &mut text {
+        *digit = b"0123456789abcdef"[(bits & 15) as usize];
+        bits >>= 4;
+    }
+    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).unwrap_or(HeaderValue::from_static("0"))
+}

@@ -1,0 +1,118 @@
+//! After a 101: bytes both ways until both sides have closed, or nobody has said anything for too long.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::exchange::Exchange;
+use crate::wire::{WaitingFor, Wire};
+
+/// A tunnel between a client and the app.
+#[derive(Debug)]
+pub struct Tunnel {
+    app: TcpStream,
+    to_app: Half,
+    to_client: Half,
+    idle_timeout: Duration,
+}
+
+/// One direction: what has been read and not been written.
+#[derive(Debug)]
+struct Half {
+    buffer: BytesMut,
+    moved: u64,
+    state: HalfState,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum HalfState {
+    Open,
+    /// The reading side has ended; what is left has to be written.
+    Ended,
+    /// Written, and the writing side shut down.
+    Closed,
+}
+
+impl Tunnel {
+    /// A tunnel to `app`, which has sent `early` already.
+    pub fn new(app: TcpStream, early: BytesMut, idle_timeout: Duration) -> Self {
+        Self { app, to_app: Half::new(BytesMut::new()), to_client: Half::new(early), idle_timeout }
+    }
+
+    /// Relays until the end, and counts into `exchange`. `early` is what the client has sent already. Stops at
+    /// once when `cut` says so.
+    pub async fn run(mut self, client: &Rc<Wire>, early: BytesMut, exchange: &Exchange, cut: impl Fn() -> bool) {
+        self.to_app.buffer = early;
+        client.progress(WaitingFor::Client, self.idle_timeout);
+        std::future::poll_fn(|cx| {
+            client.timer().register(cx.waker());
+            let before = self.to_app.moved + self.to_client.moved;
+            let ended = self.poll(client, cx);
+            let after = self.to_app.moved + self.to_client.moved;
+            if after > before {
+                client.progress(WaitingFor::Client, self.idle_timeout);
+            }
+            if ended.is_ready() || client.overdue().is_some() || cut() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        exchange.bytes_in.set(self.to_app.moved);
+        exchange.bytes_out.set(self.to_client.moved);
+    }
+
+    /// Ready when both directions have ended, or one is broken.
+    fn poll(&mut self, client: &Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut client = client.stream();
+        let to_app = self.to_app.poll(&mut client, &mut self.app, cx)?;
+        let to_client = self.to_client.poll(&mut self.app, &mut client, cx)?;
+        if to_app.is_ready() && to_client.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}
+
+impl Half {
+    fn new(buffer: BytesMut) -> Self {
+        Self { buffer, moved: 0, state: HalfState::Open }
+    }
+
+    fn poll(&mut self, from: &mut TcpStream, to: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Bounded, so that one busy tunnel does not keep the worker from the others.
+        for _ in 0..TURNS {
+            while !self.buffer.is_empty() {
+                let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer))?;
+                self.buffer.advance(written);
+                self.moved += written as u64;
+            }
+            match self.state {
+                HalfState::Closed => return Poll::Ready(Ok(())),
+                HalfState::Ended => {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                    self.state = HalfState::Closed;
+                    return Poll::Ready(Ok(()));
+                }
+                HalfState::Open => {
+                    // No buffer is kept while the tunnel is silent.
+                    let mut space = [0; READ];
+                    let mut read = ReadBuf::new(&mut space);
+                    ready!(Pin::new(&mut *from).poll_read(cx, &mut read))?;
+                    if read.filled().is_empty() {
+                        self.state = HalfState::Ended;
+                    } else {
+                        self.buffer = BytesMut::from(read.filled());
+                    }
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// Bytes of one read.
+const READ: usize = 16 * 1024;
+/// Reads in a row.
+const TURNS: usize = 8;

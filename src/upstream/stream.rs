@@ -1,0 +1,282 @@
+//! A connection to the app, between the socket and hyper.
+//!
+//! Two things happen here that hyper's client has no place for. A reused connection that the app has closed
+//! in the very moment is replaced by a new one, and what was written is written again, when nothing of it
+//! can have been acted on. And interim responses are taken out of the stream and sent on to the client.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::message::interim::{self, Found};
+use crate::wire::Wire;
+
+/// The shared state of a connection to the app.
+pub(super) struct Stream {
+    socket: RefCell<TcpStream>,
+    address: SocketAddr,
+    request: RefCell<Request>,
+    /// Whether bytes of the current response have come, or no request is under way.
+    answered: Cell<bool>,
+    /// Whether the app's first bytes still have to be looked at for interim responses.
+    awaiting_head: Cell<bool>,
+    /// Bytes of the response that have been looked at and not been passed on.
+    looked_at: RefCell<BytesMut>,
+}
+
+/// The request under way, as far as a second attempt needs it.
+struct Request {
+    attempt: Attempt,
+    /// Whether the method is idempotent (RFC 9110 §9.2.2), so that it may be sent again after it was written.
+    idempotent: bool,
+    /// What was written, as long as it may have to be written again.
+    sent: Vec<u8>,
+    written: u64,
+    client: Option<Rc<Wire>>,
+}
+
+enum Attempt {
+    /// On a new connection, or the second: what fails, fails.
+    Last,
+    /// On a reused connection: may be repeated on a new one.
+    First,
+    Reconnecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>),
+    /// On the new connection: how much of `sent` has been written again.
+    Rewriting(usize),
+}
+
+impl Stream {
+    /// The state of a new connection.
+    pub(super) fn new(socket: TcpStream, address: SocketAddr) -> Rc<Self> {
+        Rc::new(Self {
+            socket: RefCell::new(socket),
+            address,
+            request: RefCell::new(Request {
+                attempt: Attempt::Last,
+                idempotent: false,
+                sent: Vec::new(),
+                written: 0,
+                client: None,
+            }),
+            answered: Cell::new(true),
+            awaiting_head: Cell::new(false),
+            looked_at: RefCell::default(),
+        })
+    }
+
+    /// A request is about to be written. `client` gets interim responses.
+    pub(super) fn begin(&self, reused: bool, idempotent: bool, client: Option<Rc<Wire>>) {
+        let mut request = self.request.borrow_mut();
+        request.attempt = if reused { Attempt::First } else { Attempt::Last };
+        request.idempotent = idempotent;
+        request.sent.clear();
+        request.written = 0;
+        request.client = client;
+        self.answered.set(false);
+        self.awaiting_head.set(true);
+    }
+
+    /// The exchange is over. Whether it took a second connection.
+    pub(super) fn end(&self) {
+        self.request.borrow_mut().client = None;
+    }
+
+    /// Whether the request had to be sent a second time.
+    pub(super) fn was_repeated(&self) -> bool {
+        matches!(self.request.borrow().attempt, Attempt::Rewriting(_))
+    }
+
+    /// Takes the socket, after a 101.
+    pub(super) fn into_socket(self: Rc<Self>) -> Option<TcpStream> {
+        Rc::into_inner(self).map(|stream| stream.socket.into_inner())
+    }
+
+    /// After a failure: begins the second attempt if there may be one.
+    fn may_repeat(&self) -> bool {
+        if self.answered.get() {
+            return false;
+        }
+        let mut request = self.request.borrow_mut();
+        // What overflowed `sent` can't be written again: `record` has made it the last attempt.
+        let may = matches!(request.attempt, Attempt::First) && (request.written == 0 || request.idempotent);
+        if may {
+            let address = self.address;
+            request.attempt = Attempt::Reconnecting(Box::pin(async move {
+                let socket = TcpStream::connect(address).await?;
+                socket.set_nodelay(true)?;
+                Ok(socket)
+            }));
+        }
+        may
+    }
+
+    /// Ready when a second attempt, if there is one, has caught up with the first.
+    fn poll_repeat(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut request = self.request.borrow_mut();
+        let request = &mut *request;
+        loop {
+            match &mut request.attempt {
+                Attempt::Last | Attempt::First => return Poll::Ready(Ok(())),
+                Attempt::Reconnecting(connect) => {
+                    *self.socket.borrow_mut() = ready!(connect.as_mut().poll(cx))?;
+                    request.attempt = Attempt::Rewriting(0);
+                }
+                Attempt::Rewriting(done) => {
+                    while *done < request.sent.len() {
+                        let rest = &request.sent[*done..];
+                        *done += ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, rest))?;
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// Accounts for bytes that were written.
+    fn record(&self, slices: &[io::IoSlice<'_>], mut count: usize) {
+        let mut request = self.request.borrow_mut();
+        request.written += count as u64;
+        if !matches!(request.attempt, Attempt::First) || !request.idempotent {
+            return;
+        }
+        if request.sent.len() + count > MAX_REPEATED {
+            request.attempt = Attempt::Last;
+            return;
+        }
+        for slice in slices {
+            let part = &slice[..slice.len().min(count)];
+            request.sent.extend_from_slice(part);
+            count -= part.len();
+        }
+    }
+
+    fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+        write: impl Fn(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_repeat(cx))?;
+            let written = ready!(write(Pin::new(&mut *self.socket.borrow_mut()), cx));
+            match written {
+                Ok(count) => {
+                    self.record(slices, count);
+                    return Poll::Ready(Ok(count));
+                }
+                Err(error) if self.may_repeat() => drop(error),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        loop {
+            if !self.awaiting_head.get() && !self.looked_at.borrow().is_empty() {
+                let mut looked_at = self.looked_at.borrow_mut();
+                let some = looked_at.len().min(buf.remaining());
+                buf.put_slice(&looked_at.split_to(some));
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_repeat(cx))?;
+            let read = ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, buf));
+            let count = buf.filled().len() - before;
+            match read {
+                Ok(()) if count > 0 => {}
+                Ok(()) if self.may_repeat() => continue,
+                Err(error) if self.may_repeat() => {
+                    drop(error);
+                    continue;
+                }
+                // The stream ends in the middle of what could have become an interim response.
+                Ok(()) if self.awaiting_head.replace(false) && !self.looked_at.borrow().is_empty() => continue,
+                ended => return Poll::Ready(ended),
+            }
+            self.answered.set(true);
+            if !self.awaiting_head.get() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut looked_at = self.looked_at.borrow_mut();
+            if looked_at.is_empty() && interim::find(&buf.filled()[before..]) == Found::Final {
+                self.awaiting_head.set(false);
+                return Poll::Ready(Ok(()));
+            }
+            looked_at.extend_from_slice(&buf.filled()[before..]);
+            buf.set_filled(before);
+            self.send_interim(&mut looked_at);
+        }
+    }
+
+    /// Sends on the interim responses at the start of `bytes`.
+    fn send_interim(&self, bytes: &mut BytesMut) {
+        loop {
+            match interim::find(bytes) {
+                Found::Interim(length) => {
+                    let head = bytes.split_to(length);
+                    if let (Some(client), Some(response)) = (&self.request.borrow().client, interim::rewrite(&head)) {
+                        client.queue_interim(&response);
+                    }
+                }
+                Found::Incomplete if bytes.len() < MAX_INTERIM => return,
+                Found::Incomplete | Found::Final => return self.awaiting_head.set(false),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// The IO that hyper gets.
+#[derive(Debug)]
+pub(super) struct StreamIo(pub(super) Rc<Stream>);
+
+impl AsyncRead for StreamIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for StreamIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, &[io::IoSlice::new(bytes)], |socket, cx| socket.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, slices, |socket, cx| socket.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.socket.borrow_mut()).poll_shutdown(cx)
+    }
+}
+
+/// Bytes of a request that are kept for a second attempt.
+const MAX_REPEATED: usize = 64 * 1024;
+/// Bytes of one interim response. What is longer goes to hyper, which refuses it.
+const MAX_INTERIM: usize = 16 * 1024;

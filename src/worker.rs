@@ -1,0 +1,243 @@
+//! The workers: one thread each with a runtime of its own, and everything of a connection on one of them.
+//!
+//! The first worker is the main thread; the others are started when the first connection is handed to them.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+
+use crate::access_log::Journal;
+use crate::config::Config;
+use crate::connection::Server;
+use crate::drain::Stage;
+use crate::listener::Accepted;
+use crate::log::{Repeats, Sink};
+use crate::policy::Policy;
+use crate::proxy::Proxy;
+use crate::timers::{TICK, Timers};
+use crate::upstream::connect::Connector;
+use crate::upstream::{Limit, Upstream};
+
+/// What all workers share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Who may enter.
+    pub policy: Arc<Policy>,
+    /// What has been said in the log already.
+    pub repeats: Arc<Repeats>,
+    /// Where log lines go.
+    pub sink: Sink,
+    /// `UPSTREAM_MAX_CONNECTIONS`.
+    pub limit: Option<Arc<Limit>>,
+    /// How far stopping has come.
+    pub stage: watch::Receiver<Stage>,
+    /// When hostward started.
+    pub started: Instant,
+}
+
+/// The workers, as the accept loop sees them.
+#[derive(Debug)]
+pub struct Workers {
+    shared: Shared,
+    first: Rc<Server>,
+    first_load: Arc<AtomicUsize>,
+    others: Vec<Worker>,
+    /// How many there may be; grows when discovery finds out what the task may use.
+    most: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    load: Arc<AtomicUsize>,
+    hand_over: UnboundedSender<Accepted>,
+    thread: JoinHandle<()>,
+}
+
+/// A runtime for one worker.
+///
+/// # Errors
+///
+/// The operating system's.
+pub fn runtime() -> io::Result<LocalRuntime> {
+    Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())
+}
+
+impl Workers {
+    /// The first worker, on this thread, and as many others as `most` says when they are needed.
+    pub fn start(shared: Shared, most: Arc<AtomicUsize>) -> Self {
+        let first = serve_locally(&shared);
+        Self { shared, first, first_load: Arc::default(), others: Vec::new(), most }
+    }
+
+    /// Counts the connections of all workers. May be called after the workers are gone.
+    pub fn open(&self) -> usize {
+        let others: usize = self.others.iter().map(|worker| worker.load.load(Ordering::Relaxed)).sum();
+        self.first_load.load(Ordering::Relaxed) + others
+    }
+
+    /// Gives a connection to the worker with the fewest.
+    pub fn hand_over(&mut self, accepted: Accepted) {
+        let least = self.others.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed));
+        let load = least.map_or(usize::MAX, |worker| worker.load.load(Ordering::Relaxed));
+        let first_load = self.first_load.load(Ordering::Relaxed);
+        if first_load == 0 {
+            return self.keep(accepted);
+        }
+        if load > 0 && self.others.len() + 1 < self.most.load(Ordering::Relaxed) {
+            match Worker::start(self.shared.clone(), self.others.len() + 1) {
+                Ok(worker) => {
+                    let accepted = worker.take(accepted);
+                    self.others.push(worker);
+                    return accepted.map_or((), |accepted| self.keep(accepted));
+                }
+                Err(error) => tracing::error!(error = %error, hint = "set HOSTWARD_THREADS=1", "can't start a worker"),
+            }
+        }
+        match least {
+            Some(worker) if load < first_load => {
+                if let Some(accepted) = worker.take(accepted) {
+                    self.keep(accepted);
+                }
+            }
+            _ => self.keep(accepted),
+        }
+    }
+
+    /// Waits until the other workers have ended. They do, once the stage is `Cut`.
+    pub fn join(self) {
+        self.first.proxy.journal.flush();
+        for worker in self.others {
+            drop(worker.hand_over);
+            // A worker that has panicked has said so.
+            drop(worker.thread.join());
+        }
+    }
+
+    fn keep(&self, accepted: Accepted) {
+        spawn_connection(&self.first, accepted, Loaded::new(&self.first_load));
+    }
+}
+
+impl Worker {
+    fn start(shared: Shared, number: usize) -> io::Result<Self> {
+        let (hand_over, accepted) = unbounded_channel();
+        let load = Arc::<AtomicUsize>::default();
+        let counter = Arc::clone(&load);
+        let runtime = move || match runtime() {
+            Ok(runtime) => runtime.block_on(run(shared, accepted, counter)),
+            Err(error) => tracing::error!(error = %error, "can't start a worker"),
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(runtime)?;
+        Ok(Self { load, hand_over, thread })
+    }
+
+    /// Gives the connection to this worker, or gives it back.
+    fn take(&self, accepted: Accepted) -> Option<Accepted> {
+        self.hand_over.send(accepted).err().map(|back| back.0)
+    }
+}
+
+/// One worker's thread.
+async fn run(shared: Shared, mut accepted: UnboundedReceiver<Accepted>, load: Arc<AtomicUsize>) {
+    let server = serve_locally(&shared);
+    while let Some(accepted) = accepted.recv().await {
+        // The socket has to be taken out of the event queue that it was accepted in.
+        let Accepted { stream, remote, local, permit } = accepted;
+        match stream.into_std().and_then(TcpStream::from_std) {
+            Ok(stream) => spawn_connection(&server, Accepted { stream, remote, local, permit }, Loaded::new(&load)),
+            Err(error) => tracing::debug!(error = %error, "can't hand a connection over"),
+        }
+    }
+    let deadline = Instant::now() + LAST_WORDS;
+    while load.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.proxy.journal.flush();
+}
+
+/// A worker's server on this thread, with the tasks that keep its time and watch the stage.
+fn serve_locally(shared: &Shared) -> Rc<Server> {
+    let config = &shared.config;
+    let patient_until = shared.started + config.upstream_start_timeout;
+    let connector = Connector::new(config.upstream.clone(), config.upstream_connect_timeout, patient_until);
+    let server = Rc::new(Server {
+        proxy: Proxy {
+            upstream: Upstream::new(connector, config.upstream_idle_timeout, shared.limit.clone()),
+            journal: Rc::new(Journal::new(
+                config.access_log,
+                config.access_log_probes,
+                config.log_format,
+                shared.sink.clone(),
+            )),
+            config: Arc::clone(config),
+            policy: Arc::clone(&shared.policy),
+            repeats: Arc::clone(&shared.repeats),
+        },
+        timers: Timers::new(),
+        stage: Cell::new(*shared.stage.borrow()),
+    });
+    spawn_local(keep_time(Rc::clone(&server)));
+    spawn_local(watch_stage(Rc::clone(&server), shared.stage.clone()));
+    server
+}
+
+/// Ticks while there is anything to time or to flush.
+async fn keep_time(server: Rc<Server>) {
+    let Proxy { journal, upstream, .. } = &server.proxy;
+    loop {
+        if server.timers.used() == 0 && journal.is_empty() && upstream.idle() == 0 {
+            server.timers.wait_until_used().await;
+        }
+        tokio::time::sleep(TICK).await;
+        server.timers.tick();
+        upstream.expire(Instant::now());
+        journal.flush();
+    }
+}
+
+async fn watch_stage(server: Rc<Server>, mut stage: watch::Receiver<Stage>) {
+    while stage.changed().await.is_ok() {
+        server.stage.set(*stage.borrow_and_update());
+        server.timers.wake_all();
+    }
+}
+
+fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded) {
+    let server = Rc::clone(server);
+    spawn_local(async move {
+        let Accepted { stream, remote, local, permit } = accepted;
+        server.serve(stream, remote, local).await;
+        drop((permit, loaded));
+    });
+}
+
+/// Counts a connection as long as it lives, also when its task panics.
+struct Loaded(Arc<AtomicUsize>);
+
+impl Loaded {
+    fn new(load: &Arc<AtomicUsize>) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(load))
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the connections that were cut get for writing their records.
+const LAST_WORDS: Duration = Duration::from_secs(1);
