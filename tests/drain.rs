@@ -1,0 +1,144 @@
+//! SIGTERM drains, SIGINT doesn't: contract 4, `DRAIN_DELAY` and `SHUTDOWN_TIMEOUT`.
+
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
+
+use crate::support::app::{answer, hang};
+use crate::support::hostward::Hostward;
+use crate::support::wire::get;
+use crate::support::{Task, eventually};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n";
+
+/// An app that answers `/held` when it is told to, and other targets at once.
+fn holding(settings: &[(&str, &str)]) -> (Task, Sender<()>) {
+    let (go, gone) = mpsc::channel::<()>();
+    let gone = Mutex::new(gone);
+    let task = Task::start(settings, move |talk| {
+        if talk.request.target == "/held" {
+            // An error means that the test is over.
+            gone.lock().unwrap().recv().ok();
+        }
+        talk.reply(answer("200 OK", "", "here"))
+    });
+    (task, go)
+}
+
+/// Sends SIGTERM and waits until hostward says that it drains.
+fn terminate(task: &Task) {
+    task.hostward.terminate();
+    task.hostward.line(|line| line["msg"] == "draining");
+}
+
+#[test]
+fn a_draining_hostward_is_not_ready_but_serves() {
+    let (mut task, _go) = holding(&[("HOSTWARD_DRAIN_DELAY", "2s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "5s")]);
+    get(task.hostward.admin, "localhost", "/readyz").expect(200);
+    let mut kept = task.client();
+    assert!(!kept.ask(GET).expect(200).closes());
+    let started = Instant::now();
+    terminate(&task);
+    get(task.hostward.admin, "localhost", "/readyz").expect(503);
+    get(task.hostward.admin, "localhost", "/livez").expect(200);
+    for client in [&mut kept, &mut task.client()] {
+        let answer = client.ask(GET).expect(200);
+        assert!(answer.closes(), "{}", answer.head);
+        client.assert_closed();
+    }
+    let answer = get(task.hostward.address, "evil.example", "/").expect(421);
+    assert!(answer.closes(), "{}", answer.head);
+    assert!(started.elapsed() < Duration::from_secs(2), "too slow a machine to tell: {:?}", started.elapsed());
+    assert!(task.hostward.wait(Duration::from_secs(6)).success());
+    let elapsed = started.elapsed();
+    assert!(elapsed >= Duration::from_millis(1900) && elapsed < Duration::from_secs(5), "{elapsed:?}");
+    task.hostward.line(|line| line["msg"] == "stopped");
+    assert_eq!(TcpStream::connect(task.hostward.address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn what_is_in_flight_is_finished() {
+    let (mut task, go) = holding(&[("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "10s")]);
+    let mut client = task.client();
+    client.send("GET /held HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
+    task.app.wait_count(1);
+    let mut idle = task.client();
+    idle.ask(GET).expect(200);
+    terminate(&task);
+    // An idle connection has nothing to wait for.
+    idle.assert_closed();
+    eventually("no new connection is accepted", || TcpStream::connect(task.hostward.address).is_err().then_some(()));
+    go.send(()).unwrap();
+    let answer = client.answer().expect(200);
+    assert_eq!((answer.text().as_str(), answer.closes()), ("here", true), "{}", answer.head);
+    let started = Instant::now();
+    assert!(task.hostward.wait(Duration::from_secs(5)).success());
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert_eq!(task.hostward.request_line("/held")["status"], 200);
+}
+
+#[test]
+fn what_takes_longer_than_the_shutdown_timeout_is_cut() {
+    let (mut task, _go) = holding(&[("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "1s")]);
+    let mut client = task.client();
+    client.send("GET /held HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
+    task.app.wait_count(1);
+    let started = Instant::now();
+    terminate(&task);
+    assert!(task.hostward.wait(Duration::from_secs(5)).success(), "{}", task.hostward.output());
+    let elapsed = started.elapsed();
+    assert!(elapsed >= Duration::from_millis(900) && elapsed < Duration::from_secs(4), "{elapsed:?}");
+    client.rest();
+    let stopped = task.hostward.line(|line| line["msg"] == "stopped");
+    assert_eq!(stopped["cut_connections"], 1, "{stopped}");
+}
+
+#[test]
+fn a_tunnel_is_cut_at_the_shutdown_timeout() {
+    let mut task = Task::start(&[("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "1s")], |talk| {
+        talk.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").unwrap();
+        hang(talk)
+    });
+    let mut client = task.client();
+    client.send("GET /chat HTTP/1.1\r\nHost: www.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+    client.answer_head().expect(101);
+    terminate(&task);
+    assert!(task.hostward.wait(Duration::from_secs(5)).success());
+    assert!(client.rest().is_empty());
+}
+
+#[test]
+fn sigint_ends_at_once() {
+    let (mut task, _go) = holding(&[]);
+    let mut client = task.client();
+    client.send("GET /held HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
+    task.app.wait_count(1);
+    let started = Instant::now();
+    task.hostward.interrupt();
+    assert!(task.hostward.wait(Duration::from_secs(5)).success(), "{}", task.hostward.output());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    client.rest();
+}
+
+#[test]
+fn sigterm_without_work_ends_after_the_drain_delay() {
+    let (mut task, _go) = holding(&[("HOSTWARD_DRAIN_DELAY", "0s")]);
+    let started = Instant::now();
+    terminate(&task);
+    assert!(task.hostward.wait(Duration::from_secs(5)).success());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_second_signal_ends_the_wait() {
+    for signal in [Hostward::terminate, Hostward::interrupt] {
+        let (mut task, _go) = holding(&[("HOSTWARD_DRAIN_DELAY", "20s")]);
+        terminate(&task);
+        get(task.hostward.address, "www.example.com", "/").expect(200);
+        signal(&task.hostward);
+        assert!(task.hostward.wait(Duration::from_secs(3)).success(), "{}", task.hostward.output());
+        task.hostward.line(|line| line["msg"] == "stopped");
+    }
+}

@@ -1,0 +1,23 @@
+//! hostward from outside: the real binary between a client and an app, on loopback. One module a subject.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test says what went wrong by panicking")]
+#![expect(unreachable_pub, reason = "nothing outside a test binary could reach anything")]
+
+mod access_log;
+mod admin;
+mod client_limits;
+mod commands;
+mod discovery;
+mod drain;
+mod expectation;
+mod fields;
+mod forwarded;
+mod framing;
+mod host;
+mod probe;
+mod real_apps;
+mod settings;
+mod streaming;
+mod support;
+mod upgrade;
+mod upstream_faults;

@@ -1,0 +1,281 @@
+//! Apps written in Python, run as their users run them: their own server, a process of its own, a free port.
+//!
+//! Relies on `python3` and the package index that pip is set up for. The virtual environments are made on first use
+//! under `target/`, one per requirements file, and are kept. Leaves it to `tests/apps` what the apps do.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, BufRead, BufReader, PipeReader, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Where the apps and the requirements files are.
+const APPS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps");
+/// Cargo makes this directory under `target/` for the tests of this package.
+const TARGET: &str = env!("CARGO_TARGET_TMPDIR");
+/// Bound on an app's start: importing Django takes a second, on a loaded machine several.
+const START: Duration = Duration::from_mins(1);
+/// Lines of an app's output that are kept to explain a failed start.
+const KEPT_LINES: usize = 40;
+
+static MOST: Environment = Environment::of("requirements.txt");
+static UWSGI: Environment = Environment::of("requirements-uwsgi.txt");
+
+/// An app and what serves it.
+#[derive(Clone, Copy, Debug)]
+pub enum Server {
+    /// Django under gunicorn's default worker, which closes every connection after its answer.
+    GunicornSync,
+    /// Django under gunicorn's threaded worker, which keeps idle connections for two seconds.
+    GunicornThreads,
+    /// Django under uWSGI's own HTTP.
+    Uwsgi,
+    /// Starlette under uvicorn.
+    Uvicorn,
+}
+
+/// An app that runs until it is dropped.
+pub struct Site {
+    /// Where it listens.
+    pub address: SocketAddr,
+    process: Child,
+    record: PathBuf,
+}
+
+/// A virtual environment with the packages of one requirements file.
+struct Environment {
+    requirements: &'static str,
+    made: OnceLock<Result<PathBuf, String>>,
+}
+
+impl Site {
+    /// Starts the app and returns when it listens. `None` where Python or its index can't be had: the test is skipped,
+    /// and the reason is on the terminal. With `CI=true` that is a failure.
+    pub fn start(server: Server, variables: &[(&str, &str)]) -> Option<Self> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let environment = server.environment().get()?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let record = Path::new(TARGET).join(format!("requests-{}-{number}.jsonl", std::process::id()));
+        File::create(&record).expect("the file for the app's record");
+
+        let (output, its_output) = io::pipe().expect("a pipe for the app's output");
+        let process = server
+            .command(environment)
+            .current_dir(APPS)
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("WITNESS_FILE", &record)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(its_output.try_clone().expect("a second handle of the pipe"))
+            .stderr(its_output)
+            // A group of its own, so that its worker processes can be ended together with it.
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{server:?} can't be run: {error}"));
+        // Owned from here on, so that a failed start leaves nothing behind.
+        let mut app = Self { address: (Ipv4Addr::LOCALHOST, 0).into(), process, record };
+        let port = wait_for_port(output, server)
+            .unwrap_or_else(|output| panic!("{server:?} didn't start. Its last output:\n{output}"));
+        app.address.set_port(port);
+        Some(app)
+    }
+
+    /// Where hostward has to send requests for this app.
+    pub fn upstream(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Every request that has reached the app, refused by its framework or not, in their order.
+    pub fn requests(&self) -> Vec<Request> {
+        let lines = fs::read_to_string(&self.record).expect("the app's record");
+        lines.lines().map(|line| Request(serde_json::from_str(line).expect("a JSON line"))).collect()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // The leader hasn't been waited for, so its group id can't belong to anybody else yet.
+        // The shell's own `kill`: the program of that name isn't everywhere.
+        let group = self.process.id();
+        Command::new("sh").arg("-c").arg(format!("kill -KILL -{group}")).status().ok();
+        self.process.wait().ok();
+        fs::remove_file(&self.record).ok();
+    }
+}
+
+/// A request as the app saw it.
+#[derive(Debug)]
+pub struct Request(Value);
+
+impl Request {
+    /// Method and path, as in `GET /`.
+    pub fn what(&self) -> String {
+        let text = |key: &str| self.0[key].as_str().expect("a string").to_owned();
+        format!("{} {}", text("method"), text("path"))
+    }
+
+    /// The values of a field, in their order. WSGI knows one value per field and `-` and `_` as the same.
+    pub fn field(&self, name: &str) -> Vec<&str> {
+        let fields = self.0["fields"].as_array().expect("an array");
+        fields.iter().filter(|field| field[0] == name).filter_map(|field| field[1].as_str()).collect()
+    }
+
+    /// Whether `text` is anywhere in the request's head.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.0.to_string().to_lowercase().contains(text)
+    }
+}
+
+impl Server {
+    fn environment(self) -> &'static Environment {
+        match self {
+            Self::Uwsgi => &UWSGI,
+            Self::GunicornSync | Self::GunicornThreads | Self::Uvicorn => &MOST,
+        }
+    }
+
+    /// The server as it is started in production, except for the port that the system chooses.
+    fn command(self, environment: &Path) -> Command {
+        let program = |name: &str| Command::new(environment.join("bin").join(name));
+        let gunicorn = |worker: &[&str]| {
+            let mut command = program("gunicorn");
+            // Preloaded, an app that can't be imported ends gunicorn at once.
+            command.args(["--bind", "127.0.0.1:0", "--no-control-socket", "--preload"]);
+            command.args(worker).arg("django_site:application");
+            command
+        };
+        match self {
+            Self::GunicornSync => gunicorn(&[]),
+            Self::GunicornThreads => gunicorn(&["--worker-class", "gthread", "--threads", "4"]),
+            Self::Uwsgi => {
+                let mut command = program("uwsgi");
+                command.args(["--http-socket", "127.0.0.1:0", "--module", "django_site:application", "--need-app"]);
+                command.args(["--pythonpath", APPS, "--die-on-term", "--virtualenv"]).arg(environment);
+                command
+            }
+            Self::Uvicorn => {
+                let mut command = program("uvicorn");
+                command.args(["--port", "0", "--app-dir", APPS, "starlette_site:application"]);
+                command
+            }
+        }
+    }
+
+    /// The port, when `line` is the one that names it. All three servers listen from this line on.
+    fn port(self, line: &str) -> Option<u16> {
+        let before = match self {
+            Self::GunicornSync | Self::GunicornThreads => "Listening at: http://127.0.0.1:",
+            Self::Uwsgi => "bound to TCP address 127.0.0.1:",
+            Self::Uvicorn => "running on http://127.0.0.1:",
+        };
+        let (_, rest) = line.split_once(before)?;
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    }
+}
+
+/// Reads an app's output to its end, so that the app never blocks on a full pipe. The error is its last lines.
+fn wait_for_port(output: PipeReader, server: Server) -> Result<u16, String> {
+    let (send, port) = mpsc::channel();
+    let lines = Arc::new(Mutex::new(VecDeque::new()));
+    let kept = Arc::clone(&lines);
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if let Some(port) = server.port(&line) {
+                send.send(port).ok();
+            }
+            let mut kept = kept.lock().expect("nothing panics with this lock");
+            kept.push_back(line);
+            if kept.len() > KEPT_LINES {
+                kept.pop_front();
+            }
+        }
+    });
+    port.recv_timeout(START).map_err(|_| {
+        let lines = lines.lock().expect("nothing panics with this lock");
+        lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+    })
+}
+
+impl Environment {
+    const fn of(requirements: &'static str) -> Self {
+        Self { requirements, made: OnceLock::new() }
+    }
+
+    fn get(&self) -> Option<&Path> {
+        match self.made.get_or_init(|| self.make()) {
+            Ok(directory) => Some(directory),
+            Err(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => panic!("CI can't skip this: {why}"),
+            Err(why) => {
+                // Not `eprintln!`, which the test harness would keep to itself.
+                writeln!(io::stderr(), "skipped: {why}").ok();
+                None
+            }
+        }
+    }
+
+    /// Makes the environment, unless an earlier run has. Its name holds what it was made from; the file `complete` in
+    /// it says that nothing is missing.
+    fn make(&self) -> Result<PathBuf, String> {
+        let requirements = Path::new(APPS).join(self.requirements);
+        let pins = fs::read(&requirements).map_err(|error| format!("{}: {error}", requirements.display()))?;
+        let mut hasher = DefaultHasher::new();
+        (pins, run(Command::new("python3").arg("-VV"))?).hash(&mut hasher);
+        let directory = Path::new(TARGET).join(format!("python-{:016x}", hasher.finish()));
+        let complete = directory.join("complete");
+
+        // Another test process may be making the same one. The lock ends with the process that holds it.
+        let lock = OpenOptions::new().create(true).append(true).open(directory.with_extension("lock"));
+        let lock = lock.and_then(|file| file.lock().map(|()| file)).map_err(|error| format!("lock: {error}"))?;
+        if !complete.exists() {
+            if directory.exists() {
+                fs::remove_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+            }
+            run(Command::new("python3").args(["-m", "venv"]).arg(&directory))?;
+            let mut pip = Command::new(directory.join("bin/python"));
+            pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--quiet"]);
+            run(pip.args(["--retries", "2", "--requirement"]).arg(&requirements))?;
+            File::create(&complete).map_err(|error| format!("{}: {error}", complete.display()))?;
+        }
+        drop(lock);
+        Ok(directory)
+    }
+
+    /// A Python of this environment, for programs that aren't servers.
+    fn python(&self) -> Option<Command> {
+        let mut command = Command::new(self.get()?.join("bin/python"));
+        command.current_dir(APPS).env("PYTHONDONTWRITEBYTECODE", "1");
+        Some(command)
+    }
+}
+
+/// Runs one of the programs in `tests/apps` and returns what it prints. Only for a test that has an app already.
+pub fn run_program(arguments: &[&str]) -> String {
+    run(MOST.python().expect("the environment that the app runs in").args(arguments))
+        .unwrap_or_else(|why| panic!("{why}"))
+}
+
+fn run(command: &mut Command) -> Result<String, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{name} can't be run: {error}"))?;
+    if !output.status.success() {
+        // pip says what went wrong in its last lines, venv on standard output. pip's lines may list every version.
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let lines =
+            said.lines().filter(|line| !line.starts_with("WARNING")).map(|line| line.chars().take(200).collect());
+        let lines: Vec<String> = lines.collect();
+        let last = &lines[lines.len().saturating_sub(4)..];
+        return Err(format!("{name}: {}: {}", output.status, last.join(" / ")));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
