@@ -109,12 +109,9 @@ impl Admin {
         let broken = |error: hyper::Error| format!("{path}: {error}");
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
-        let response = tokio::select! {
-            biased;
-            response = sender.send_request(request) => response.map_err(broken)?,
-            _ = connection => return Err(format!("{path}: the app closed the connection")),
-        };
-        let status = response.status();
+        // Whatever becomes of the connection, the response tells.
+        spawn_local(async { drop(connection.await) });
+        let status = sender.send_request(request).await.map_err(broken)?.status();
         if status.is_success() || status.is_redirection() {
             Ok(())
         } else {

@@ -21,6 +21,9 @@ use crate::wire::Wire;
 #[derive(Debug)]
 pub struct AnswerBody {
     content: Content,
+    /// The length of a body that is described and not sent. hyper keeps the `Content-Length` of a 304 only for
+    /// a body of that length, which it then leaves alone.
+    described: Option<u64>,
     /// `None` when the record goes on, in a tunnel.
     recording: Option<Recording>,
 }
@@ -64,18 +67,22 @@ impl fmt::Debug for Recording {
 }
 
 impl AnswerBody {
-    /// The app's body.
-    pub fn relayed(relay: Relay, recording: Recording) -> Self {
-        Self { content: Content::Relayed(relay), recording: Some(recording) }
+    /// The app's response.
+    pub fn relay(response: Response<Relay>, recording: Recording) -> Response<Self> {
+        recording.exchange.status.set(response.status().as_u16());
+        let length =
+            response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let described = length.filter(|_| response.status() == StatusCode::NOT_MODIFIED);
+        response.map(|relay| Self { content: Content::Relayed(relay), described, recording: Some(recording) })
     }
 
     /// No body, and no record yet.
     pub fn none() -> Self {
-        Self { content: Content::Ended, recording: None }
+        Self { content: Content::Ended, described: None, recording: None }
     }
 
     fn whole(text: String, recording: Recording) -> Self {
-        Self { content: Content::Whole(text.into()), recording: Some(recording) }
+        Self { content: Content::Whole(text.into()), described: None, recording: Some(recording) }
     }
 
     fn end(&mut self, error: Option<&'static str>) {
@@ -119,6 +126,9 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.described.is_some() {
+            return false;
+        }
         match &self.content {
             Content::Ended => true,
             Content::Whole(bytes) => bytes.is_empty(),
@@ -127,6 +137,9 @@ impl Body for AnswerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if let Some(length) = self.described {
+            return SizeHint::with_exact(length);
+        }
         match &self.content {
             Content::Ended => SizeHint::with_exact(0),
             Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),

@@ -52,7 +52,7 @@ enum Life {
 enum End {
     /// hyper is done with it.
     Finished(hyper::Result<()>),
-    /// The request head's framing is broken.
+    /// The request's framing is broken, and nobody has answered it.
     Violation(Failure),
     /// The framing of a body is broken whose request has been answered.
     BrokenBody,
@@ -134,7 +134,7 @@ impl Server {
             };
         }
         if let Some(failure) = wire.violation() {
-            return Poll::Ready(if wire.is_request_incomplete() { End::BrokenBody } else { End::Violation(failure) });
+            return Poll::Ready(if wire.is_answered() { End::BrokenBody } else { End::Violation(failure) });
         }
         if let Some(what) = wire.overdue() {
             return Poll::Ready(End::Overdue(what));

@@ -123,6 +123,20 @@ impl Failure {
         }
     }
 
+    /// Under what repeats are counted: the token, or what is more precise.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.name(),
+            Self::Malformed(_) | Self::UnknownCoding | Self::Method | Self::Expectation => "malformed_request",
+            Self::InvalidHost(_) => "malformed_host",
+            Self::HeadTooLarge => "head_too_large",
+            Self::BodyTooLarge => "body_too_large",
+            Self::HeadTimeout => "head_timeout",
+            Self::BodyTimeout => "body_timeout",
+            _ => self.token(),
+        }
+    }
+
     /// Who has to change something.
     pub fn side(self) -> Side {
         match self {

@@ -71,11 +71,9 @@ impl Timers {
         self.used.get()
     }
 
-    /// Returns once there is a timer.
+    /// Returns once there has been a timer, even if it is gone by then.
     pub async fn wait_until_used(&self) {
-        while self.used.get() == 0 {
-            self.first.notified().await;
-        }
+        self.first.notified().await;
     }
 
     /// Wakes the tasks whose time has come. To be called every [`TICK`].

@@ -157,6 +157,11 @@ impl Wire {
         !self.framing.borrow().is_between_requests() || !self.ahead.borrow().is_empty()
     }
 
+    /// Whether hyper has got the current request, so that it has been answered, or will be.
+    pub fn is_answered(&self) -> bool {
+        self.answering.get()
+    }
+
     /// Whether the current request's body has not been read to its end.
     pub fn is_request_incomplete(&self) -> bool {
         let framing = self.framing.borrow();

@@ -51,6 +51,19 @@ pub fn strip_response(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether an app's response can be delimited in one way only: RFC 9112 §6.3. A length beside a transfer
+/// coding, or a coding other than one `chunked`, is how answers are split.
+pub fn is_response_framing_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => {
+            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && !headers.contains_key(header::CONTENT_LENGTH)
+        }
+        (Some(_), Some(_)) => false,
+    }
+}
+
 /// Strips from a trailer section what has a meaning only in a head: framing, routing, and whatever a client
 /// may not say (RFC 9110 §6.5.1).
 pub fn strip_trailers(trailers: &mut HeaderMap) {
@@ -258,6 +271,15 @@ mod tests {
         ]);
         strip_response(&mut headers);
         assert_eq!(names(&headers), ["set-cookie", "trailer"]);
+    }
+
+    #[test]
+    fn a_response_that_can_be_delimited_in_two_ways_is_not_plain() {
+        let plain = |lines: &[(&str, &str)]| is_response_framing_plain(&map(lines));
+        assert!(plain(&[("Content-Length", "5")]) && plain(&[("Transfer-Encoding", "Chunked")]) && plain(&[]));
+        assert!(!plain(&[("Content-Length", "5"), ("Transfer-Encoding", "chunked")]));
+        assert!(!plain(&[("Transfer-Encoding", "chunked, gzip")]));
+        assert!(!plain(&[("Transfer-Encoding", "gzip"), ("Transfer-Encoding", "chunked")]));
     }
 
     #[test]

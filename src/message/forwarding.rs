@@ -78,13 +78,13 @@ pub fn write(
             client_text = address_text(found);
         }
         chain = continued(headers, &peer.address_text);
-        proto = last_element(headers, &X_FORWARDED_PROTO).filter(|proto| is_scheme(proto.as_bytes()));
+        proto = last_element(headers, &X_FORWARDED_PROTO).and_then(|proto| scheme_of(proto.as_bytes()));
         port = last_element(headers, &X_FORWARDED_PORT).filter(|port| is_port(port.as_bytes()));
         id = headers.get(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes())).cloned();
     }
     let request_id = id.unwrap_or_else(make_id);
     headers.insert(X_FORWARDED_FOR, chain);
-    headers.insert(X_FORWARDED_PROTO, proto.unwrap_or(HeaderValue::from_static(scheme)));
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto.unwrap_or(scheme)));
     headers.insert(X_FORWARDED_PORT, port.unwrap_or_else(|| peer.port_text.clone()));
     headers.insert(X_REAL_IP, client_text);
     headers.insert(X_REQUEST_ID, request_id.clone());
@@ -149,14 +149,13 @@ fn node(element: &[u8]) -> Option<IpAddr> {
 
 /// The chain so far on one line, and the peer at its end.
 fn continued(headers: &HeaderMap, peer: &HeaderValue) -> HeaderValue {
-    let mut lines = headers.get_all(X_FORWARDED_FOR).iter().peekable();
-    if lines.peek().is_none() {
-        return peer.clone();
-    }
-    let mut chain = BytesMut::with_capacity(64);
-    for line in lines {
+    let mut chain = BytesMut::new();
+    for line in headers.get_all(X_FORWARDED_FOR).iter().filter(|line| !line.is_empty()) {
         chain.put_slice(line.as_bytes());
         chain.put_slice(b", ");
+    }
+    if chain.is_empty() {
+        return peer.clone();
     }
     chain.put_slice(peer.as_bytes());
     HeaderValue::from_maybe_shared(chain.freeze()).unwrap_or_else(|_| peer.clone())
@@ -171,8 +170,9 @@ fn last_element(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
     }
 }
 
-fn is_scheme(text: &[u8]) -> bool {
-    text == b"https" || text == b"http"
+/// RFC 3986 §3.1: schemes are case-insensitive, and written in lower case.
+fn scheme_of(text: &[u8]) -> Option<&'static str> {
+    ["https", "http"].into_iter().find(|scheme| text.eq_ignore_ascii_case(scheme.as_bytes()))
 }
 
 fn is_port(text: &[u8]) -> bool {
@@ -294,8 +294,9 @@ mod tests {
         assert_eq!(headers["x-forwarded-proto"], "http");
         assert_eq!(headers["x-forwarded-port"], "8080");
         assert_eq!(headers["x-request-id"], "made");
-        let (headers, _) = written("10.0.1.7", &[("x-forwarded-proto", "http, https")]);
+        let (headers, _) = written("10.0.1.7", &[("x-forwarded-proto", "http, HTTPS"), ("x-forwarded-for", "")]);
         assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["x-forwarded-for"], "10.0.1.7");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! `chunked`, a sloppy chunk. It leaves to hyper (httparse) what it does well: methods, tokens, field
 //! values, bare CR and NUL, and the folding of lines, all refused there.
 
+use http::{HeaderName, HeaderValue};
 use memchr::memchr;
 
 use crate::error::Failure;
@@ -161,6 +162,10 @@ impl RequestFraming {
                     self.reset();
                     return Ok(true);
                 }
+                // hyper would end the connection over a bad one without a word.
+                if !is_field_line(line) {
+                    return Err(Failure::Malformed("a trailer line is no field line"));
+                }
             }
             // Counted in `feed`, never read by lines.
             State::Length(_) | State::ChunkData(_) => {}
@@ -259,6 +264,13 @@ fn count(remaining: u64, available: usize) -> usize {
 fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     start.eq_ignore_ascii_case(name).then(|| trim_ows(value))
+}
+
+/// RFC 9112 §5: `field-line = field-name ":" OWS field-value OWS`.
+fn is_field_line(line: &[u8]) -> bool {
+    let Some(colon) = memchr(b':', line) else { return false };
+    let value = HeaderValue::from_bytes(trim_ows(&line[colon + 1..]));
+    HeaderName::from_bytes(&line[..colon]).is_ok() && value.is_ok()
 }
 
 /// RFC 9110 §5.6.3: optional white space is SP and HTAB, and nothing else.
@@ -397,6 +409,10 @@ mod tests {
             "5;a\rb\r\nhello\r\n",
             "0\r\nT: v\n\r\n",
             "0\r\n\n",
+            "0\r\nT\r\n\r\n",
+            "0\r\nT T: v\r\n\r\n",
+            "0\r\n T: v\r\n\r\n",
+            "0\r\nT: a\0b\r\n\r\n",
             "5\r\n\r\nhello\r\n",
         ] {
             let message = format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}");

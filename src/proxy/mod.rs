@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use crate::access_log::Journal;
 use crate::answer::{self, AnswerBody, Recording};
 use crate::body::{Limits, RequestBody};
-use crate::config::{Config, RejectStatus};
+use crate::config::{Config, RejectStatus, show};
 use crate::error::{Failure, Side};
 use crate::exchange::{self, Exchange};
 use crate::log::Repeats;
@@ -100,10 +100,7 @@ impl Proxy {
         let exchange = begin(client, &inbound);
         let recording = Recording::new(exchange, Rc::clone(&self.journal), Rc::clone(&client.wire));
         match self.forward(client, &recording.exchange, inbound).await {
-            Ok(Answer::Response(response)) => {
-                recording.exchange.status.set(response.status().as_u16());
-                Ok(response.map(|relay| AnswerBody::relayed(relay, recording)))
-            }
+            Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording)),
             Ok(Answer::Switched(response, app, early)) => {
                 recording.exchange.status.set(response.status().as_u16());
                 let tunnel = Tunnel::new(*app, early, self.config.tunnel_idle_timeout);
@@ -147,6 +144,9 @@ impl Proxy {
 
         match answer? {
             Answer::Response(mut response) => {
+                if !fields::is_response_framing_plain(response.headers()) {
+                    return Err(Failure::ResponseMalformed);
+                }
                 fields::strip_response(response.headers_mut());
                 *response.version_mut() = Version::HTTP_11;
                 Ok(Answer::Response(response))
@@ -182,7 +182,7 @@ impl Proxy {
     /// What `HOST_POLICY=report` is there for.
     fn report_would_be(&self, refusal: Refusal, host: &[u8], client: &Client) {
         let message = "request would be denied";
-        if let Some(repeated) = self.repeats.admit(message, host, Instant::now()) {
+        if let Some(repeated) = self.repeats.admit(message, Instant::now()) {
             let (host, reason, hint) = (capped(host), refusal.name(), refusal.hint());
             tracing::warn!(reason, host, peer_ip = %client.peer.address, repeated, hint, "{message}");
         }
@@ -220,20 +220,13 @@ impl Proxy {
     pub fn report(&self, failure: Failure, exchange: &Exchange, status: u16) {
         let request = exchange.request.as_ref();
         let host = request.and_then(|request| request.host.as_ref());
-        let detail: &[u8] = match failure {
-            Failure::Refused(_) | Failure::InvalidHost(_) => host.map_or(b"", HeaderValue::as_bytes),
-            _ => failure.token().as_bytes(),
-        };
-        let Some(repeated) = self.repeats.admit(failure.message(), detail, Instant::now()) else { return };
+        let reason = failure.reason();
+        let Some(repeated) = self.repeats.admit(reason, Instant::now()) else { return };
         let host = host.map(|host| capped(host.as_bytes()));
         let host = host.as_deref().unwrap_or("-");
         let path = request.map(|request| capped(request.target.path().as_bytes()));
         let path = path.as_deref().unwrap_or("-");
         let id = exchange.request_id.get().and_then(|id| id.to_str().ok()).unwrap_or("-");
-        let reason = match failure {
-            Failure::Refused(refusal) => refusal.name(),
-            _ => failure.token(),
-        };
         let (error, hint, message) = (failure.to_string(), failure.hint(), failure.message());
         let upstream = &self.config.upstream;
         let (peer, client) = (exchange.peer, exchange.client.get());
@@ -269,9 +262,9 @@ fn begin(client: &Client, inbound: &Request<Incoming>) -> Exchange {
     Exchange::begin(client.wire.last_read(), client.peer.address, Some(request))
 }
 
-/// Text of a client's for an event: not for ever, and always valid UTF-8.
+/// Text of a client's for an event: not for ever, and nothing that a terminal would obey.
 fn capped(text: &[u8]) -> String {
-    String::from_utf8_lossy(&text[..text.len().min(256)]).into_owned()
+    show(&String::from_utf8_lossy(&text[..text.len().min(1024)]))
 }
 
 /// nginx's number for it. For the log only.
