@@ -282,8 +282,8 @@ impl Repeats {
     }
 }
 
-/// Batches: at 32 KiB each, what a stalled log driver can make hostward hold is 2 MiB.
-const QUEUE_LENGTH: usize = 64;
+/// Batches: at 64 KiB each, what a stalled log driver can make hostward hold is 2 MiB.
+const QUEUE_LENGTH: usize = 32;
 /// How long a reason stays silent after its line.
 pub const WINDOW: Duration = Duration::from_mins(1);
 

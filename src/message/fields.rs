@@ -139,7 +139,7 @@ fn judge(name: &str, trusted: bool) -> Judgement {
     };
     if strip
         // WSGI makes `X_Forwarded_For` and `X-Forwarded-For` one variable; nginx drops such names too.
-        || name.contains('_')
+        || name.as_bytes().contains(&b'_')
         || (!trusted && name.starts_with("x-amzn-") && ALB_ONLY.iter().any(|prefix| name.starts_with(prefix)))
     {
         Judgement::Strip
