@@ -198,8 +198,8 @@ fn join<T: ToString>(items: &[T]) -> String {
 async fn summarise(repeats: Arc<Repeats>) {
     loop {
         tokio::time::sleep(log::WINDOW).await;
-        for (reason, repeated) in repeats.expire(Instant::now()) {
-            tracing::warn!(repeated, window_s = log::WINDOW.as_secs(), "{reason}");
+        for (message, reason, repeated) in repeats.expire(Instant::now()) {
+            tracing::warn!(reason, repeated, window_s = log::WINDOW.as_secs(), "{message}");
         }
     }
 }

@@ -95,7 +95,7 @@ pub async fn accept(
                 if error.kind() == io::ErrorKind::ConnectionAborted || error.kind() == io::ErrorKind::NotConnected {
                     continue;
                 }
-                if let Some(repeated) = repeats.admit("can't accept", Instant::now()) {
+                if let Some(repeated) = repeats.admit("can't accept", "", Instant::now()) {
                     tracing::error!(error = %error, repeated, hint = "out of file descriptors or memory? raise `ulimits` in the task definition, or lower HOSTWARD_MAX_CONNECTIONS", "can't accept");
                 }
                 tokio::time::sleep(BACK_OFF).await;

@@ -236,8 +236,11 @@ fn line(format: LogFormat, level: Level, message: &str, fields: Map<String, Valu
 #[derive(Debug, Default)]
 pub struct Repeats {
     /// Reasons are words of ours: there are only so many.
-    seen: Mutex<HashMap<&'static str, Repeat>>,
+    seen: Mutex<HashMap<Reason, Repeat>>,
 }
+
+/// An event's `msg`, and its `reason`.
+type Reason = (&'static str, &'static str);
 
 #[derive(Debug)]
 struct Repeat {
@@ -248,9 +251,9 @@ struct Repeat {
 impl Repeats {
     /// Whether to write a line now: the count of lines left out since the last one, or `None` to leave this
     /// one out as well.
-    pub fn admit(&self, reason: &'static str, now: Instant) -> Option<u64> {
+    pub fn admit(&self, message: &'static str, reason: &'static str, now: Instant) -> Option<u64> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match seen.get_mut(reason) {
+        match seen.get_mut(&(message, reason)) {
             Some(repeat) if now.duration_since(repeat.since) < WINDOW => {
                 repeat.suppressed += 1;
                 None
@@ -260,21 +263,21 @@ impl Repeats {
                 Some(std::mem::take(&mut repeat.suppressed))
             }
             None => {
-                seen.insert(reason, Repeat { since: now, suppressed: 0 });
+                seen.insert((message, reason), Repeat { since: now, suppressed: 0 });
                 Some(0)
             }
         }
     }
 
-    /// Forgets what is older than the window, and returns how often each reason was left out of the log since
-    /// its last line.
-    pub fn expire(&self, now: Instant) -> Vec<(&'static str, u64)> {
+    /// Forgets what is older than the window, and returns how often each message with its reason was left out
+    /// of the log since its last line.
+    pub fn expire(&self, now: Instant) -> Vec<(&'static str, &'static str, u64)> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left_out = Vec::new();
-        seen.retain(|reason, repeat| {
+        seen.retain(|(message, reason), repeat| {
             let fresh = now.duration_since(repeat.since) < WINDOW;
             if !fresh && repeat.suppressed > 0 {
-                left_out.push((*reason, repeat.suppressed));
+                left_out.push((*message, *reason, repeat.suppressed));
             }
             fresh
         });
@@ -295,14 +298,14 @@ mod tests {
     fn a_reason_is_written_once_a_minute_with_the_count() {
         let repeats = Repeats::default();
         let start = Instant::now();
-        assert_eq!(repeats.admit("denied", start), Some(0));
-        assert_eq!(repeats.admit("denied", start), None);
-        assert_eq!(repeats.admit("denied", start + WINDOW / 2), None);
-        assert_eq!(repeats.admit("malformed", start), Some(0));
-        assert_eq!(repeats.admit("denied", start + WINDOW), Some(2));
+        assert_eq!(repeats.admit("denied", "a", start), Some(0));
+        assert_eq!(repeats.admit("denied", "a", start), None);
+        assert_eq!(repeats.admit("denied", "a", start + WINDOW / 2), None);
+        assert_eq!(repeats.admit("denied", "b", start), Some(0));
+        assert_eq!(repeats.admit("denied", "a", start + WINDOW), Some(2));
         assert_eq!(repeats.expire(start + WINDOW), []);
-        assert_eq!(repeats.admit("denied", start + WINDOW), None);
-        assert_eq!(repeats.expire(start + WINDOW * 3), [("denied", 1)]);
+        assert_eq!(repeats.admit("denied", "a", start + WINDOW), None);
+        assert_eq!(repeats.expire(start + WINDOW * 3), [("denied", "a", 1)]);
     }
 
     #[test]

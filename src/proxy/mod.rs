@@ -122,15 +122,16 @@ impl Proxy {
         let verdict = self.judge(client, &inbound, &head)?;
         exchange.decision.set(verdict.decision());
         exchange.rule.set(verdict.rule());
-        if self.config.max_body_size.is_some_and(|limit| inbound.length > limit) {
-            return Err(Failure::BodyTooLarge);
-        }
+        let length = inbound.length;
         let takes_interim = head.version == Version::HTTP_11;
         let origin =
             request::rewrite(&mut head, inbound, verdict, &client.peer, client.scheme, &self.config, &self.policy)?;
         let websocket = head.headers.contains_key(header::UPGRADE);
         exchange.client.set(origin.client);
         exchange.request_id.set(origin.request_id).ok();
+        if self.config.max_body_size.is_some_and(|limit| length > limit) {
+            return Err(Failure::BodyTooLarge);
+        }
 
         let body = RequestBody::stream(body, Rc::clone(exchange), Rc::clone(&client.wire), self.limits());
         let connection =
@@ -182,7 +183,7 @@ impl Proxy {
     /// What `HOST_POLICY=report` is there for.
     fn report_would_be(&self, refusal: Refusal, host: &[u8], client: &Client) {
         let message = "request would be denied";
-        if let Some(repeated) = self.repeats.admit(message, Instant::now()) {
+        if let Some(repeated) = self.repeats.admit(message, refusal.name(), Instant::now()) {
             let (host, reason, hint) = (capped(host), refusal.name(), refusal.hint());
             tracing::warn!(reason, host, peer_ip = %client.peer.address, repeated, hint, "{message}");
         }
@@ -221,7 +222,7 @@ impl Proxy {
         let request = exchange.request.as_ref();
         let host = request.and_then(|request| request.host.as_ref());
         let reason = failure.reason();
-        let Some(repeated) = self.repeats.admit(reason, Instant::now()) else { return };
+        let Some(repeated) = self.repeats.admit(failure.message(), reason, Instant::now()) else { return };
         let host = host.map(|host| capped(host.as_bytes()));
         let host = host.as_deref().unwrap_or("-");
         let path = request.map(|request| capped(request.target.path().as_bytes()));

@@ -1,0 +1,201 @@
+//! The README and the task definition against the program: what they name exists, and what it prints is there.
+//! What the README says in sentences, no test can check.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use hostward::config::SETTINGS;
+use hostward::error::Failure;
+use hostward::message::authority::InvalidAuthority;
+use hostward::policy::Refusal;
+
+use crate::support::hostward::Hostward;
+use crate::support::wire::text;
+
+const README: &str = include_str!("../README.md");
+const TASK_DEFINITION: &str = include_str!("../task-definition.json");
+
+/// What the name of every variable begins with.
+const PREFIX: &str = "HOSTWARD_";
+/// Named in the README as what nobody sets: Kubernetes makes them of a Service.
+const NO_SETTINGS: [&str; 2] = ["HOSTWARD_PORT", "HOSTWARD_SERVICE_HOST"];
+
+/// What stands between `<!-- name -->` and `<!-- /name -->`.
+fn section(name: &str) -> &'static str {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
+    let after = README.split_once(&begin).unwrap_or_else(|| panic!("no {begin}")).1;
+    after.split_once(&end).unwrap_or_else(|| panic!("no {end}")).0
+}
+
+/// The cells of a table's rows, without the head.
+fn rows(table: &'static str) -> Vec<Vec<&'static str>> {
+    let lines = table.lines().filter(|line| line.starts_with('|')).skip(2);
+    lines.map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
+}
+
+/// Every longest run of characters that `part_of_word` is true of.
+fn words(text: &str, part_of_word: impl Fn(char) -> bool) -> impl Iterator<Item = &str> {
+    text.split(move |c| !part_of_word(c)).filter(|word| !word.is_empty())
+}
+
+fn variables(text: &str) -> BTreeSet<&str> {
+    words(text, |c| c.is_ascii_uppercase() || c == '_')
+        .filter(|word| word.len() > PREFIX.len() && word.starts_with(PREFIX))
+        .collect()
+}
+
+fn flags(text: &str) -> BTreeSet<&str> {
+    words(text, |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        .filter(|word| word.strip_prefix("--").is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase())))
+        .collect()
+}
+
+fn help(arguments: &[&str]) -> String {
+    let output = Hostward::run(arguments, &[]);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn subcommands(help: &str) -> BTreeSet<&str> {
+    let list = help.split_once("Commands:\n").expect("a list of commands").1;
+    let names = list.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    // clap's own, which has no help of its own.
+    names.filter(|name| *name != "help").collect()
+}
+
+/// The command lines in the README's code, each without what stands before `hostward`.
+fn command_lines() -> Vec<&'static str> {
+    // Code stands between backticks, be it one or three.
+    let code = README.split('`').skip(1).step_by(2);
+    code.flat_map(str::lines)
+        .filter_map(|line| line.split_once("hostward ").filter(|(before, _)| is_prompt(before)))
+        .map(|(_, arguments)| arguments)
+        .collect()
+}
+
+/// Nothing, a prompt, a path, or variables for one command.
+fn is_prompt(before: &str) -> bool {
+    // Output is indented where it names hostward first.
+    !before.starts_with(' ')
+        && before.split_whitespace().all(|word| word == "$" || word.ends_with('/') || word.starts_with(PREFIX))
+        && before.chars().last().is_none_or(|c| c == ' ' || c == '/')
+}
+
+#[test]
+fn the_settings_table_is_what_the_program_prints() {
+    let output = Hostward::run(&["config", "--format", "markdown"], &[("HOSTWARD_ALLOWED_HOSTS", "www.example.com")]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(section("settings").trim(), text(&output.stdout).trim());
+}
+
+#[test]
+fn every_variable_that_is_named_is_a_setting() {
+    let settings: BTreeSet<&str> = SETTINGS.iter().map(|setting| setting.variable).collect();
+    let unknown: Vec<&str> = variables(README).difference(&settings).copied().collect();
+    assert_eq!(unknown, NO_SETTINGS);
+    let used = variables(TASK_DEFINITION);
+    assert!(used.contains("HOSTWARD_ALLOWED_HOSTS"), "{used:?}");
+    assert!(used.is_subset(&settings), "{used:?}");
+}
+
+#[test]
+fn every_flag_and_subcommand_that_is_named_exists() {
+    let general = help(&["--help"]);
+    let subcommands = subcommands(&general);
+    let helps: Vec<String> = subcommands.iter().map(|name| help(&[*name, "--help"])).collect();
+    let known: BTreeSet<&str> = helps.iter().chain([&general]).flat_map(|text| flags(text)).collect();
+    // Cargo has flags of its own, and so has the example that it runs.
+    let ours = README.lines().filter(|line| !line.contains("cargo "));
+    let named: BTreeSet<&str> = ours.flat_map(flags).collect();
+    assert!(named.contains("--host"), "{named:?}");
+    assert!(named.is_subset(&known), "{:?}", named.difference(&known));
+
+    let lines = command_lines();
+    let mut used = BTreeSet::new();
+    for line in &lines {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        let name = words(first, |c| c.is_ascii_lowercase()).next().unwrap_or_default();
+        let (command, arguments) = if first.starts_with('-') { ("run", *line) } else { (name, *line) };
+        assert!(subcommands.contains(command), "hostward {line}");
+        used.insert(command);
+        let its = help(&[command, "--help"]);
+        let (its, all) = (flags(&its), flags(&general));
+        for flag in flags(arguments) {
+            assert!(its.contains(flag) || all.contains(flag), "hostward {line}: no {flag}");
+        }
+    }
+    let missing: Vec<_> = subcommands.iter().filter(|name| !used.contains(**name)).collect();
+    assert!(missing.is_empty(), "the README shows no {missing:?}");
+}
+
+#[test]
+fn the_task_definition_asks_the_program_for_its_health() {
+    let definition: serde_json::Value = serde_json::from_str(TASK_DEFINITION).expect("JSON");
+    let containers = definition["containerDefinitions"].as_array().expect("containers");
+    let ours = containers.iter().find(|container| container["name"] == "hostward").expect("hostward's container");
+    assert_eq!(ours["healthCheck"]["command"], serde_json::json!(["CMD", "/hostward", "healthcheck"]));
+    assert!(subcommands(&help(&["--help"])).contains("healthcheck"));
+}
+
+#[test]
+fn every_event_of_the_table_is_one_that_the_source_writes() {
+    let mut source = String::new();
+    read_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut source);
+    let events = rows(section("events"));
+    assert!(events.len() > 10, "{events:?}");
+    let messages: BTreeSet<&str> = events.iter().flat_map(|row| row[0].split('`').skip(1).step_by(2)).collect();
+    for message in &messages {
+        assert!(source.contains(&format!("\"{message}\"")), "no event {message:?} in src");
+    }
+    for failure in FAILURES {
+        assert!(messages.contains(failure.message()), "{:?} is not in the README", failure.message());
+    }
+}
+
+#[test]
+fn the_table_of_answers_is_what_the_program_answers() {
+    let answers: BTreeSet<(String, String, String)> = rows(section("answers"))
+        .iter()
+        .map(|row| (row[0].to_owned(), row[2].trim_matches('`').to_owned(), row[3].trim_matches('`').to_owned()))
+        .collect();
+    let given = FAILURES.iter().map(|failure| {
+        (failure.status().as_str().to_owned(), failure.token().to_owned(), failure.message().to_owned())
+    });
+    assert_eq!(answers, given.collect());
+}
+
+fn read_sources(directory: &Path, all: &mut String) {
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            read_sources(&path, all);
+        } else {
+            all.push_str(&std::fs::read_to_string(&path).expect("a source file"));
+        }
+    }
+}
+
+/// One of each kind that is answered: a client that has left gets nothing.
+const FAILURES: [Failure; 21] = [
+    Failure::Malformed(""),
+    Failure::UnknownCoding,
+    Failure::InvalidHost(InvalidAuthority::Empty),
+    Failure::Method,
+    Failure::Expectation,
+    Failure::Refused(Refusal::NotAllowed),
+    Failure::HeadTooLarge,
+    Failure::BodyTooLarge,
+    Failure::HeadTimeout,
+    Failure::BodyTimeout,
+    Failure::Name,
+    Failure::Prohibited,
+    Failure::ConnectionRefused,
+    Failure::ConnectTimeout,
+    Failure::Unreachable,
+    Failure::ConnectionTerminated,
+    Failure::ResponseTimeout,
+    Failure::ResponseMalformed,
+    Failure::UpgradeFailed,
+    Failure::LimitReached,
+    Failure::Internal,
+];
