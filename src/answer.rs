@@ -53,7 +53,9 @@ impl Recording {
 impl Drop for Recording {
     fn drop(&mut self) {
         self.wire.end_exchange();
-        if self.exchange.status.get() == 0 && self.exchange.error.get().is_none() {
+        if self.wire.was_cut() {
+            self.exchange.error.set(Some(SHUTDOWN));
+        } else if self.exchange.status.get() == 0 && self.exchange.error.get().is_none() {
             self.exchange.error.set(Some(Failure::ClientGone.token()));
         }
         self.journal.record(&self.exchange);
@@ -158,6 +160,9 @@ impl Drop for AnswerBody {
         self.end((!complete).then_some(Failure::ClientGone.token()));
     }
 }
+
+/// The log's word for what was cut at the end of `SHUTDOWN_TIMEOUT`.
+const SHUTDOWN: &str = "shutdown";
 
 /// hostward's own answer to an exchange that failed: which side it was, the request's id, and nothing else.
 pub fn synthetic(failure: Failure, status: StatusCode, recording: Recording) -> Response<AnswerBody> {

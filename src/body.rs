@@ -1,5 +1,6 @@
 //! The request body on its way to the app: hyper's, counted, limited and timed.
 
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -83,12 +84,15 @@ impl Streamed {
                 return Poll::Pending;
             }
         };
-        // What is waited for now is the app, until the client is waited for again.
-        self.wire.progress(WaitingFor::App, self.limits.response);
+        if self.exchange.upstream.get().is_none() {
+            // What is waited for now is the app's head, until the client is waited for again.
+            self.wire.progress(WaitingFor::App, self.limits.response);
+        } else {
+            self.wire.arrived(WaitingFor::Body);
+        }
         match frame {
             None => Poll::Ready(None),
-            // The connection ended in the middle of the body.
-            Some(Err(_)) => Poll::Ready(Some(Err(Failure::ClientGone))),
+            Some(Err(error)) => Poll::Ready(Some(Err(why(&error)))),
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref() {
                     let read = self.exchange.bytes_in.get() + data.len() as u64;
@@ -102,5 +106,17 @@ impl Streamed {
                 Poll::Ready(Some(Ok(frame)))
             }
         }
+    }
+}
+
+/// hyper's reason: the connection ended in the middle of the body, or its trailers or chunk extensions are more
+/// than hyper takes.
+fn why(error: &hyper::Error) -> Failure {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.map(io::Error::kind) {
+        Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+            Failure::Malformed("the request body's chunks can't be read")
+        }
+        _ => Failure::ClientGone,
     }
 }

@@ -89,12 +89,15 @@ impl Server {
             if let Poll::Ready(outcome) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(End::Finished(outcome));
             }
-            if wire.is_in_flight() {
+            if wire.is_answered() {
                 life = Life::Used;
             }
             self.poll_end(&wire, &mut life, cx)
         })
         .await;
+        if matches!(end, End::Stopping) {
+            wire.cut();
+        }
         // Drops the exchange under way, which records it.
         let read = connection.into_parts().read_buf;
 
@@ -129,18 +132,19 @@ impl Server {
         }
         if wire.is_in_flight() {
             return match wire.overdue() {
-                Some(WaitingFor::Client) => Poll::Ready(End::Overdue(WaitingFor::Client)),
+                // Of the body: only when the answer has begun. Before, `proxy` answers 408.
+                Some(what @ (WaitingFor::Client | WaitingFor::Body)) => Poll::Ready(End::Overdue(what)),
                 _ => Poll::Pending,
             };
-        }
-        if let Some(failure) = wire.violation() {
-            return Poll::Ready(if wire.is_answered() { End::BrokenBody } else { End::Violation(failure) });
         }
         if let Some(what) = wire.overdue() {
             return Poll::Ready(End::Overdue(what));
         }
         if wire.is_write_blocked() {
             return Poll::Pending;
+        }
+        if let Some(failure) = wire.violation() {
+            return Poll::Ready(if wire.is_answered() { End::BrokenBody } else { End::Violation(failure) });
         }
         if wire.has_request_begun() {
             wire.wait(WaitingFor::Head, config.header_timeout);

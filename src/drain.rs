@@ -68,8 +68,12 @@ pub async fn run(
 
 /// Returns when there is no open connection, or at the deadline.
 async fn until_none(open: &impl Fn() -> usize, deadline: Instant) {
-    while open() > 0 && Instant::now() < deadline {
+    // First a pause: the listener may be accepting the last ones this very moment.
+    loop {
         sleep_until(deadline.min(Instant::now() + LOOK)).await;
+        if open() == 0 || Instant::now() >= deadline {
+            return;
+        }
     }
 }
 

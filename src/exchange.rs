@@ -43,7 +43,7 @@ pub struct Request {
     pub method: Method,
     /// The request target.
     pub target: Uri,
-    /// The `Host` as it was sent.
+    /// The authority as it was sent: the target's, or else the `Host`.
     pub host: Option<HeaderValue>,
     /// The version.
     pub version: Version,

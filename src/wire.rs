@@ -2,7 +2,7 @@
 //!
 //! hyper reads and writes through [`WireIo`]; everybody else who has a word in the connection's life (the
 //! timers, the proxy, the connection's own loop) shares its [`Wire`]. What it relies on: hyper's server with
-//! `half_close` reads a request and nothing beyond it until the answer has been handed over. So the wire can
+//! `half_close` reads a request and nothing beyond it until the answer has been flushed. So the wire can
 //! give it exactly one request at a time ([`RequestFraming`]), and what a client sends ahead stays here.
 
 use std::cell::{Cell, RefCell, RefMut};
@@ -37,6 +37,7 @@ pub struct Wire {
     /// Whether the answer's body is still being produced.
     in_flight: Cell<bool>,
     write_blocked: Cell<bool>,
+    cut: Cell<bool>,
     /// When bytes of the current request were read last.
     last_read: Cell<Instant>,
     /// Whether the client has closed its side, or asked for more, while its answer is in the making.
@@ -84,6 +85,7 @@ impl Wire {
             answering: Cell::new(false),
             in_flight: Cell::new(false),
             write_blocked: Cell::new(false),
+            cut: Cell::new(false),
             last_read: Cell::new(Instant::now()),
             peeked: Cell::new(Peeked::Nothing),
             waiting_for: Cell::new(WaitingFor::Nothing),
@@ -142,6 +144,16 @@ impl Wire {
         self.in_flight.set(false);
     }
 
+    /// The connection is cut in the middle of whatever is under way.
+    pub fn cut(&self) {
+        self.cut.set(true);
+    }
+
+    /// Whether it was hostward that ended the connection.
+    pub fn was_cut(&self) -> bool {
+        self.cut.get()
+    }
+
     /// Whether an answer is being produced.
     pub fn is_in_flight(&self) -> bool {
         self.in_flight.get()
@@ -183,9 +195,13 @@ impl Wire {
         self.ahead.take()
     }
 
-    /// Queues an interim response. Whoever calls is polled by the connection's task, which sends it.
+    /// Queues an interim response, unless the client leaves too many lying: they are hints, and may be lost.
+    /// Whoever calls is polled by the connection's task, which sends it.
     pub fn queue_interim(&self, response: &[u8]) {
-        self.interim.borrow_mut().extend_from_slice(response);
+        let mut interim = self.interim.borrow_mut();
+        if interim.len() + response.len() <= MAX_INTERIM {
+            interim.extend_from_slice(response);
+        }
     }
 
     /// Sends queued interim responses.
@@ -195,11 +211,31 @@ impl Wire {
     /// When the client's connection is broken.
     pub fn poll_interim(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut interim = self.interim.borrow_mut();
+        if self.write_blocked.get() && !interim.is_empty() {
+            // The end of the last answer goes first.
+            return Poll::Pending;
+        }
         while !interim.is_empty() {
             let written = ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, &interim))?;
             interim.advance(written);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes for hyper, once the interim responses are out.
+    fn poll_after_interim(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let mut interim = self.interim.borrow_mut();
+        let mut stream = self.stream.borrow_mut();
+        // Not into the middle of what hyper has begun to write.
+        while !self.write_blocked.get() && !interim.is_empty() {
+            let written = ready!(Pin::new(&mut *stream).poll_write(cx, &interim))?;
+            interim.advance(written);
+        }
+        write(Pin::new(&mut *stream), cx)
     }
 
     /// Ready when the client has left while its answer is in the making.
@@ -296,8 +332,7 @@ impl AsyncWrite for WireIo {
         if !wire.answering.get() {
             return Poll::Ready(Ok(bytes.len()));
         }
-        ready!(wire.poll_interim(cx))?;
-        let written = Pin::new(&mut *wire.stream.borrow_mut()).poll_write(cx, bytes);
+        let written = wire.poll_after_interim(cx, |stream, cx| stream.poll_write(cx, bytes));
         wire.wrote(written)
     }
 
@@ -310,8 +345,7 @@ impl AsyncWrite for WireIo {
         if !wire.answering.get() {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
-        ready!(wire.poll_interim(cx))?;
-        let written = Pin::new(&mut *wire.stream.borrow_mut()).poll_write_vectored(cx, slices);
+        let written = wire.poll_after_interim(cx, |stream, cx| stream.poll_write_vectored(cx, slices));
         wire.wrote(written)
     }
 
@@ -329,6 +363,8 @@ impl AsyncWrite for WireIo {
     }
 }
 
+/// Bytes of interim responses that wait for the client.
+const MAX_INTERIM: usize = 64 * 1024;
 /// How long after a request a FIN still counts as part of it. A client that shuts its side down does so in
 /// the same breath; one that gives up has waited.
 const HALF_CLOSE_WINDOW: Duration = Duration::from_millis(100);

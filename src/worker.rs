@@ -61,7 +61,7 @@ pub struct Workers {
 #[derive(Debug)]
 struct Worker {
     load: Arc<AtomicUsize>,
-    hand_over: UnboundedSender<Accepted>,
+    hand_over: UnboundedSender<(Accepted, Loaded)>,
     thread: JoinHandle<()>,
 }
 
@@ -145,18 +145,18 @@ impl Worker {
 
     /// Gives the connection to this worker, or gives it back.
     fn take(&self, accepted: Accepted) -> Option<Accepted> {
-        self.hand_over.send(accepted).err().map(|back| back.0)
+        self.hand_over.send((accepted, Loaded::new(&self.load))).err().map(|back| back.0.0)
     }
 }
 
 /// One worker's thread.
-async fn run(shared: Shared, mut accepted: UnboundedReceiver<Accepted>, load: Arc<AtomicUsize>) {
+async fn run(shared: Shared, mut accepted: UnboundedReceiver<(Accepted, Loaded)>, load: Arc<AtomicUsize>) {
     let server = serve_locally(&shared);
-    while let Some(accepted) = accepted.recv().await {
+    while let Some((accepted, loaded)) = accepted.recv().await {
         // The socket has to be taken out of the event queue that it was accepted in.
         let Accepted { stream, remote, local, permit } = accepted;
         match stream.into_std().and_then(TcpStream::from_std) {
-            Ok(stream) => spawn_connection(&server, Accepted { stream, remote, local, permit }, Loaded::new(&load)),
+            Ok(stream) => spawn_connection(&server, Accepted { stream, remote, local, permit }, loaded),
             Err(error) => tracing::debug!(error = %error, "can't hand a connection over"),
         }
     }
@@ -224,6 +224,7 @@ fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded) {
 }
 
 /// Counts a connection as long as it lives, also when its task panics.
+#[derive(Debug)]
 struct Loaded(Arc<AtomicUsize>);
 
 impl Loaded {

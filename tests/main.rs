@@ -18,6 +18,7 @@ mod host;
 mod probe;
 mod readme;
 mod real_apps;
+mod regression;
 mod settings;
 mod streaming;
 mod support;

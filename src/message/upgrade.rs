@@ -10,6 +10,9 @@ pub fn asks_for_websocket(method: &Method, version: Version, headers: &HeaderMap
     // The map has no `Upgrade` for nearly every request: one look-up.
     headers.contains_key(header::UPGRADE)
         && method == Method::GET
+        // A body in front of the tunnel would be taken for the tunnel's first bytes.
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+        && headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0")
         && version == Version::HTTP_11
         && is_websocket(headers)
         && has_upgrade_option(headers)
@@ -66,6 +69,8 @@ mod tests {
         assert!(!asks(&[(UPGRADE, "h2c"), (CONNECTION, "upgrade")]));
         assert!(!asks(&[(UPGRADE, "websocket, h2c"), (CONNECTION, "upgrade")]));
         assert!(!asks(&[(UPGRADE, "websocket"), (UPGRADE, "h2c"), (CONNECTION, "upgrade")]));
+        assert!(!asks(&[(UPGRADE, "websocket"), (CONNECTION, "upgrade"), (header::TRANSFER_ENCODING, "chunked")]));
+        assert!(!asks(&[(UPGRADE, "websocket"), (CONNECTION, "upgrade"), (header::CONTENT_LENGTH, "1")]));
         let both = map(&[(UPGRADE, "websocket"), (CONNECTION, "upgrade")]);
         assert!(!asks_for_websocket(&Method::POST, Version::HTTP_11, &both));
         assert!(!asks_for_websocket(&Method::GET, Version::HTTP_10, &both));

@@ -12,6 +12,7 @@ use std::time::Instant;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 
 use crate::access_log::Journal;
@@ -134,6 +135,10 @@ impl Proxy {
         }
 
         let body = RequestBody::stream(body, Rc::clone(exchange), Rc::clone(&client.wire), self.limits());
+        if !body.is_end_stream() && body.size_hint().exact().is_none() {
+            // Said outright, because hyper would send a GET of unknown length without its body.
+            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         let connection =
             self.upstream.connection(head.method.is_idempotent(), self.config.upstream_response_timeout).await?;
         let asked = Instant::now();
@@ -255,7 +260,11 @@ fn begin(client: &Client, inbound: &Request<Incoming>) -> Exchange {
     let request = exchange::Request {
         method: inbound.method().clone(),
         target: inbound.uri().clone(),
-        host: headers.get(header::HOST).cloned(),
+        // The one that counts: RFC 9112 §3.2.2.
+        host: match inbound.uri().authority() {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+            None => headers.get(header::HOST).cloned(),
+        },
         version: inbound.version(),
         user_agent: headers.get(header::USER_AGENT).cloned(),
         trace: headers.get("x-amzn-trace-id").or_else(|| headers.get("traceparent")).cloned(),

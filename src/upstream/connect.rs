@@ -28,6 +28,11 @@ impl Connector {
         Self { target, address, timeout, patient_until }
     }
 
+    /// Bound on one attempt.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Connects; while the app may still be starting, waits for it.
     ///
     /// # Errors
@@ -55,7 +60,8 @@ impl Connector {
         if let Some(address) = self.address {
             return self.attempt(address).await;
         }
-        let found = tokio::net::lookup_host((self.target.host.as_str(), self.target.port)).await;
+        let found = tokio::net::lookup_host((self.target.host.as_str(), self.target.port));
+        let found = tokio::time::timeout(self.timeout, found).await.map_err(|_| Failure::Name)?;
         let mut outcome = Err(Failure::Name);
         for address in found.map_err(|_| Failure::Name)? {
             outcome = self.attempt(address).await;

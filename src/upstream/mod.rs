@@ -123,7 +123,7 @@ impl Upstream {
             },
         };
         let (socket, address) = self.connector.connect().await?;
-        let stream = Stream::new(socket, address);
+        let stream = Stream::new(socket, address, self.connector.timeout());
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER)
             .handshake(TokioIo::new(StreamIo(Rc::clone(&stream))))
@@ -192,6 +192,10 @@ impl Upstream {
         while idle.front().is_some_and(|(since, _)| now.duration_since(*since) >= self.idle_timeout) {
             idle.pop_front();
         }
+        // Another worker's request waits for what is idle here.
+        if self.limit.as_ref().is_some_and(|limit| limit.waiting.load(Ordering::Relaxed) > 0) {
+            idle.pop_front();
+        }
     }
 
     /// How many connections are idle.
@@ -227,6 +231,8 @@ impl Upstream {
             return Turn::New(Some(permit));
         }
         let _waiting = Waiting::new(&self.waiting, &limit.waiting);
+        // An idle one that this request can't have gives its place away.
+        self.idle.borrow_mut().pop_front();
         loop {
             tokio::select! {
                 // The semaphore is never closed.
@@ -235,6 +241,7 @@ impl Upstream {
                     if let Some(connection) = self.take_idle(idempotent) {
                         return Turn::Idle(connection);
                     }
+                    self.idle.borrow_mut().pop_front();
                 }
             }
         }
@@ -304,9 +311,11 @@ fn why(error: &hyper::Error) -> Failure {
         return *failure;
     }
     if let Some(error) = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>()) {
-        // Only the second attempt's connect can be refused here.
-        if error.kind() == std::io::ErrorKind::ConnectionRefused {
-            return Failure::ConnectionRefused;
+        // Only the second attempt connects in here.
+        match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => return Failure::ConnectionRefused,
+            std::io::ErrorKind::TimedOut => return Failure::ConnectTimeout,
+            _ => {}
         }
     }
     if error.is_parse() { Failure::ResponseMalformed } else { Failure::ConnectionTerminated }

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,6 +25,7 @@ use crate::wire::Wire;
 pub(super) struct Stream {
     socket: RefCell<TcpStream>,
     address: SocketAddr,
+    connect_timeout: Duration,
     request: RefCell<Request>,
     /// Whether bytes of the current response have come, or no request is under way.
     answered: Cell<bool>,
@@ -56,10 +58,11 @@ enum Attempt {
 
 impl Stream {
     /// The state of a new connection.
-    pub(super) fn new(socket: TcpStream, address: SocketAddr) -> Rc<Self> {
+    pub(super) fn new(socket: TcpStream, address: SocketAddr, connect_timeout: Duration) -> Rc<Self> {
         Rc::new(Self {
             socket: RefCell::new(socket),
             address,
+            connect_timeout,
             request: RefCell::new(Request {
                 attempt: Attempt::Last,
                 idempotent: false,
@@ -85,9 +88,12 @@ impl Stream {
         self.awaiting_head.set(true);
     }
 
-    /// The exchange is over. Whether it took a second connection.
+    /// The exchange is over: what was kept for a second attempt goes.
     pub(super) fn end(&self) {
-        self.request.borrow_mut().client = None;
+        let mut request = self.request.borrow_mut();
+        request.client = None;
+        request.sent.clear();
+        request.sent.shrink_to(KEPT);
     }
 
     /// Whether the request had to be sent a second time.
@@ -109,9 +115,9 @@ impl Stream {
         // What overflowed `sent` can't be written again: `record` has made it the last attempt.
         let may = matches!(request.attempt, Attempt::First) && (request.written == 0 || request.idempotent);
         if may {
-            let address = self.address;
+            let (address, connect_timeout) = (self.address, self.connect_timeout);
             request.attempt = Attempt::Reconnecting(Box::pin(async move {
-                let socket = TcpStream::connect(address).await?;
+                let socket = tokio::time::timeout(connect_timeout, TcpStream::connect(address)).await??;
                 socket.set_nodelay(true)?;
                 Ok(socket)
             }));
@@ -127,8 +133,10 @@ impl Stream {
             match &mut request.attempt {
                 Attempt::Last | Attempt::First => return Poll::Ready(Ok(())),
                 Attempt::Reconnecting(connect) => {
-                    *self.socket.borrow_mut() = ready!(connect.as_mut().poll(cx))?;
-                    request.attempt = Attempt::Rewriting(0);
+                    let connected = ready!(connect.as_mut().poll(cx));
+                    // hyper may poll again after an error; a future that has ended may not be.
+                    request.attempt = if connected.is_ok() { Attempt::Rewriting(0) } else { Attempt::Last };
+                    *self.socket.borrow_mut() = connected?;
                 }
                 Attempt::Rewriting(done) => {
                     while *done < request.sent.len() {
@@ -174,7 +182,9 @@ impl Stream {
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if self.may_repeat() => drop(error),
-                Err(error) => return Poll::Ready(Err(error)),
+                // An app that has answered early and closed: its answer waits to be read. The read says how it
+                // ended, the bytes go nowhere either way.
+                Err(_) => return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum())),
             }
         }
     }
@@ -278,5 +288,7 @@ impl AsyncWrite for StreamIo {
 
 /// Bytes of a request that are kept for a second attempt.
 const MAX_REPEATED: usize = 64 * 1024;
+/// Bytes of a buffer that an idle connection keeps.
+const KEPT: usize = 4 * 1024;
 /// Bytes of one interim response. What is longer goes to hyper, which refuses it.
 const MAX_INTERIM: usize = 16 * 1024;

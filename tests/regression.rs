@@ -1,0 +1,135 @@
+//! One test for each bug that was found, named after what the user saw.
+
+use std::time::{Duration, Instant};
+
+use super::support::app::{Then, answer};
+use super::support::{Task, wire};
+
+const POST: &str = "POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1\r\n\r\nx";
+
+#[test]
+fn posts_in_a_row_do_not_wait_for_the_one_connection_that_is_idle() {
+    for threads in ["1", "2"] {
+        let task = Task::echo(&[
+            ("HOSTWARD_THREADS", threads),
+            ("HOSTWARD_UPSTREAM_MAX_CONNECTIONS", "1"),
+            ("HOSTWARD_UPSTREAM_IDLE_TIMEOUT", "60s"),
+            ("HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT", "5s"),
+        ]);
+        let mut clients = [task.client(), task.client()];
+        let started = Instant::now();
+        for _ in 0..3 {
+            for client in &mut clients {
+                client.ask(POST).expect(200);
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(4), "{threads} threads: {:?}", started.elapsed());
+        assert_eq!(task.app.most_open(), 1);
+    }
+}
+
+#[test]
+fn an_answer_to_an_upload_that_the_app_does_not_read_is_delivered() {
+    let task = Task::start(&[], |talk| {
+        talk.reply("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig");
+        Then::Close
+    });
+    for length in [100_000, 300_000, 3_000_000].repeat(3) {
+        let mut client = task.client();
+        client.send(format!("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: {length}\r\n\r\n"));
+        // hostward may close before it has taken everything; the answer is there all the same.
+        client.try_send(vec![b'x'; length]).ok();
+        assert_eq!(client.answer().expect(413).text(), "big", "{length}");
+    }
+}
+
+#[test]
+fn a_get_keeps_its_chunked_body() {
+    let task = Task::echo(&[]);
+    task.ask("GET / HTTP/1.1\r\nHost: www.example.com\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+        .expect(200);
+    assert_eq!(task.app.last().body, b"hello");
+}
+
+#[test]
+fn a_body_with_too_many_extensions_or_trailers_is_answered() {
+    let task = Task::echo(&[]);
+    let head = "POST / HTTP/1.1\r\nHost: www.example.com\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let extensions = format!("1;{}\r\nx\r\n", "e".repeat(200)).repeat(100);
+    let trailers = "T: v\r\n".repeat(150);
+    for body in [format!("{extensions}0\r\n\r\n"), format!("1\r\nx\r\n0\r\n{trailers}\r\n")] {
+        let answer = task.ask(format!("{head}{body}")).expect(400);
+        assert!(answer.closes(), "{}", answer.head);
+    }
+    assert_eq!(task.app.complete(), 0);
+}
+
+#[test]
+fn a_client_that_stalls_its_upload_after_an_early_answer_is_cut() {
+    let task = Task::start(&[("HOSTWARD_BODY_TIMEOUT", "1s")], |talk| {
+        talk.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n").ok();
+        // Holds the answer open until hostward gives up.
+        talk.body().ok();
+        Then::Close
+    });
+    let mut client = task.client();
+    client.send("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 10\r\n\r\nx");
+    let started = Instant::now();
+    let rest = wire::text(&client.rest());
+    assert!(rest.contains("early") && !rest.contains("0\r\n\r\n"), "{rest}");
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    task.app.wait_open(0);
+}
+
+#[test]
+fn a_flood_of_interim_responses_does_not_fill_the_memory() {
+    let task = Task::start(&[], |talk| {
+        for number in 0..20_000 {
+            if talk.send(format!("HTTP/1.1 103 Early Hints\r\nLink: </{number}-{}>\r\n\r\n", "x".repeat(500))).is_err()
+            {
+                return Then::Close;
+            }
+        }
+        talk.reply(answer("200 OK", "", "late"))
+    });
+    let mut client = task.client();
+    client.send("GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
+    task.app.wait_count(1);
+    // Others are answered, and the one that has not read gets its answer behind what was kept of the hints.
+    let answer = client.answer().expect(200);
+    assert_eq!(answer.text(), "late");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", task.hostward.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").trim().parse().unwrap();
+    assert!(peak < 60_000, "{peak} kB");
+}
+
+#[test]
+fn an_empty_line_after_a_body_is_no_request() {
+    let task = Task::echo(&[("HOSTWARD_HEADER_TIMEOUT", "1s"), ("HOSTWARD_IDLE_TIMEOUT", "2s")]);
+    let mut client = task.client();
+    client.ask(format!("{POST}\r\n")).expect(200);
+    let started = Instant::now();
+    assert_eq!(wire::text(&client.rest()), "", "no 408 that a client could take for its next answer");
+    assert!(started.elapsed() >= Duration::from_millis(1_800), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_websocket_handshake_with_a_body_is_no_handshake() {
+    let task = Task::echo(&[]);
+    for body in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+        task.ask(format!(
+            "GET / HTTP/1.1\r\nHost: www.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{body}"
+        ))
+        .expect(200);
+        let received = task.app.last();
+        assert_eq!((received.field("upgrade"), &*received.body), (None, &b"hello"[..]), "{}", received.head);
+    }
+}
+
+#[test]
+fn the_log_names_the_host_that_was_judged() {
+    let task = Task::echo(&[]);
+    task.turned_away("GET http://evil.example/judged HTTP/1.1\r\nHost: www.example.com\r\n\r\n", 421);
+    assert_eq!(task.hostward.request_line("/judged")["host"], "evil.example");
+}
