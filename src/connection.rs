@@ -79,7 +79,7 @@ impl Server {
         });
         let mut connection = http1::Builder::new()
             .half_close(true)
-            // One line more than hyper's own bound may ever need: the wire has counted the head already.
+            // The wire has counted the head already; hyper has to be able to hold what it admits.
             .max_buf_size(config.max_header_size.max(BUFFER))
             .serve_connection(TokioIo::new(WireIo(Rc::clone(&wire))), service);
 

@@ -134,3 +134,10 @@ fn the_log_names_the_host_that_was_judged() {
     task.turned_away("GET http://evil.example/judged HTTP/1.1\r\nHost: www.example.com\r\n\r\n", 421);
     assert_eq!(task.hostward.request_line("/judged")["host"], "evil.example");
 }
+
+#[test]
+fn a_request_without_a_host_that_is_only_reported_is_well_formed_at_the_app() {
+    let task = Task::echo(&[("HOSTWARD_HOST_POLICY", "report")]);
+    let received = task.admitted("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(received.all("host"), [""], "{}", received.head);
+}

@@ -6,6 +6,7 @@
 mod addresses;
 mod load;
 mod mistake;
+mod reader;
 mod settings;
 mod values;
 

@@ -110,9 +110,9 @@ pub fn rewrite(
     if config.forwarded {
         forwarding::write_forwarded(headers, origin.client);
     }
-    if let Some(host) = host {
-        headers.insert(header::HOST, host);
-    }
+    // RFC 9112 §3.2: a request without an authority is sent with an empty `Host`. Only `HOST_POLICY=report` lets
+    // one through.
+    headers.insert(header::HOST, host.unwrap_or(HeaderValue::from_static("")));
     if websocket {
         upgrade::write_websocket(headers);
     } else if found.te_trailers {

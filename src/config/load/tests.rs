@@ -1,6 +1,9 @@
 //! Settings as an operator writes them, and what comes of it.
 
+use std::time::Duration;
+
 use super::*;
+use crate::config::{Kind, SETTINGS, Source};
 
 fn env(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
     pairs.iter().map(|(name, value)| (name.into(), value.into())).collect()
