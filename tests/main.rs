@@ -22,5 +22,6 @@ mod regression;
 mod settings;
 mod streaming;
 mod support;
+mod task_definition;
 mod upgrade;
 mod upstream_faults;
