@@ -1,6 +1,6 @@
 //! The process: arguments, settings, log, run, exit code.
 
-use std::io::{self, IsTerminal, Write, stderr, stdout};
+use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +20,10 @@ fn main() -> ExitCode {
             return if words.exit_code() == 0 { ExitCode::SUCCESS } else { CONFIGURATION.into() };
         }
     };
+    // Its settings are another hostward's: those of this environment don't count.
+    if let Command::Inject(asked) = &command {
+        return command::inject::run(asked, &flags, &mut stdin(), &mut stdout(), &mut stderr()).into();
+    }
     let loaded = match config::load(&flags, std::env::vars_os(), stdout().is_terminal()) {
         Ok(loaded) => loaded,
         Err(mistakes) => {
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
         Command::Config { format } => command::config::run(&loaded.sources, format, &mut stdout()).into(),
         Command::Explain(asked) => command::explain::run(&loaded.config, &asked, &mut stdout()).into(),
         Command::Healthcheck { ready } => command::healthcheck::run(&loaded.config, ready, &mut stdout()).into(),
+        Command::Inject(_) => unreachable!("answered before any setting was read"),
     }
 }
 

@@ -15,6 +15,7 @@ mod fields;
 mod forwarded;
 mod framing;
 mod host;
+mod inject;
 mod probe;
 mod readme;
 mod real_apps;

@@ -7,6 +7,7 @@ pub mod check;
 pub mod config;
 pub mod explain;
 pub mod healthcheck;
+pub mod inject;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use http::{HeaderName, HeaderValue};
 
+use self::inject::Inject;
 use crate::config::{Default as Fallback, Flags, Kind, SETTINGS, Setting};
 
 /// What hostward is asked to do.
@@ -39,6 +41,8 @@ pub enum Command {
         /// `/readyz` and not `/livez`.
         ready: bool,
     },
+    /// Add hostward to a task definition.
+    Inject(Inject),
 }
 
 /// A request to explain.
@@ -92,6 +96,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
             format: format(matches),
         }),
         "healthcheck" => Command::Healthcheck { ready: matches.get_flag("ready") },
+        "inject" => Command::Inject(Inject::taken(matches)),
         _ => Command::Run,
     };
     Ok((command, flags))
@@ -153,6 +158,10 @@ pub fn program() -> clap::Command {
                     .help("Whether it is ready, and not only live"),
             ),
         )
+        .subcommand(inject::arguments(subcommand(
+            "inject",
+            "Add hostward to a task definition: standard input to standard output",
+        )))
 }
 
 fn subcommand(name: &'static str, about: &'static str) -> clap::Command {
@@ -251,7 +260,7 @@ mod tests {
 
     #[test]
     fn every_setting_is_a_flag_of_every_command() {
-        for command in ["run", "check", "config", "explain", "healthcheck"] {
+        for command in ["run", "check", "config", "explain", "healthcheck", "inject"] {
             for setting in SETTINGS {
                 let flag = format!("--{}", setting.flag());
                 let (_, flags) = parsed(&[command, &flag, setting.example]);
