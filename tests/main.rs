@@ -8,6 +8,7 @@ mod admin;
 mod client_limits;
 mod commands;
 mod discovery;
+mod docker;
 mod drain;
 mod endurance;
 mod expectation;

@@ -1,0 +1,7 @@
+//! The image and the Compose file, unchanged, on this machine's Docker engine. Relies on `tests/docker/prepare` for the base
+//! images and on one task at a time: the Compose file's network is fixed. Where no engine answers, the tests are skipped.
+
+mod engine;
+mod image;
+mod load;
+mod task;
