@@ -5,7 +5,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -102,10 +101,12 @@ pub async fn accept(
             }
         }
     }
-    let mut context = Context::from_waker(Waker::noop());
-    while let Poll::Ready(Ok(accepted)) = listener.poll_accept(&mut context) {
+    // Asked of the kernel, not of the event queue, which may not have heard of the last ones yet.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, remote)) = listener.accept() {
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { break };
-        if let Ok(accepted) = complete(accepted, permit) {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(accepted) = stream.and_then(|stream| complete((stream, remote), permit)) {
             hand_over(accepted);
         }
     }
