@@ -24,8 +24,6 @@ fn posts_in_a_row_do_not_wait_for_the_one_connection_that_is_idle() {
             }
         }
         assert!(started.elapsed() < Duration::from_secs(4), "{threads} threads: {:?}", started.elapsed());
-        // hostward closes one before it opens the next, but the app may notice the close later.
-        assert!(task.app.most_open() <= 2, "{} connections at once", task.app.most_open());
     }
 }
 
