@@ -237,3 +237,19 @@ fn the_start_does_not_wait_for_the_metadata_endpoint() {
     task.get("/").expect(200);
     assert!(started.elapsed() < std::time::Duration::from_millis(900), "{:?}", started.elapsed());
 }
+
+#[test]
+fn log_format_text_is_for_people() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    for (format, json) in [("text", false), ("json", true), ("auto", true)] {
+        let output = Hostward::refused(&[
+            ("HOSTWARD_ALLOWED_HOSTS", "www.example.com"),
+            ("HOSTWARD_LISTEN", &listen),
+            ("HOSTWARD_LOG_FORMAT", format),
+        ]);
+        let line = String::from_utf8(output.stdout).unwrap();
+        assert!(line.contains("not starting"), "{format}: {line}");
+        assert_eq!(serde_json::from_str::<Value>(&line).is_ok(), json, "{format}: {line}");
+    }
+}

@@ -333,3 +333,27 @@ fn an_app_that_restarts_costs_only_what_it_held() {
     thread::yield_now();
     hostward.line(|line| line["msg"] == "request");
 }
+
+#[test]
+fn an_app_that_does_not_take_the_connection_is_504() {
+    // Nobody accepts, and the backlog is full: the kernel leaves further connections unanswered.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&address.into()).ok();
+            socket
+        })
+        .collect();
+    let hostward = Hostward::start(&[
+        ("HOSTWARD_ALLOWED_HOSTS", "www.example.com"),
+        ("HOSTWARD_UPSTREAM", &format!("http://{address}")),
+        ("HOSTWARD_UPSTREAM_CONNECT_TIMEOUT", "300ms"),
+    ]);
+    assert_synthetic(&wire::ask(hostward.address, GET), 504, "connection_timeout");
+    drop(waiting);
+}
