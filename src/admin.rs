@@ -90,7 +90,7 @@ impl Admin {
 
     async fn ask_app(&self) -> Result<(), String> {
         let config = &self.config;
-        let connector = Connector::new(config.upstream.clone(), config.upstream_connect_timeout, Instant::now());
+        let connector = Connector::new(&config.upstream.endpoint, config.upstream_connect_timeout, Instant::now());
         let (socket, _) =
             connector.connect_once().await.map_err(|failure| format!("{failure} ({})", config.upstream))?;
         let Some(path) = &config.ready_path else { return Ok(()) };

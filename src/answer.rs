@@ -14,8 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use crate::access_log::Journal;
 use crate::error::Failure;
 use crate::exchange::Exchange;
+use crate::flight::Flight;
 use crate::upstream::Relay;
-use crate::wire::Wire;
 
 /// A response body with the record that it closes.
 #[derive(Debug)]
@@ -40,20 +40,20 @@ pub struct Recording {
     /// The record.
     pub exchange: Rc<Exchange>,
     journal: Rc<Journal>,
-    wire: Rc<Wire>,
+    flight: Rc<Flight>,
 }
 
 impl Recording {
-    /// The record of an exchange that has begun on `wire`.
-    pub fn new(exchange: Exchange, journal: Rc<Journal>, wire: Rc<Wire>) -> Self {
-        Self { exchange: Rc::new(exchange), journal, wire }
+    /// The record of an exchange that has begun in `flight`.
+    pub fn new(exchange: Exchange, journal: Rc<Journal>, flight: Rc<Flight>) -> Self {
+        Self { exchange: Rc::new(exchange), journal, flight }
     }
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        self.wire.end_exchange();
-        if self.wire.was_cut() {
+        self.flight.end();
+        if self.flight.was_cut() {
             self.exchange.error.set(Some(SHUTDOWN));
         } else if self.exchange.status.get() == 0 && self.exchange.error.get().is_none() {
             self.exchange.error.set(Some(Failure::ClientGone.token()));

@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 
 use crate::error::Failure;
 use crate::exchange::Exchange;
+use crate::flight::{Flight, WaitingFor};
 use crate::message::fields;
-use crate::wire::{WaitingFor, Wire};
 
 /// A request body as the app gets it.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct RequestBody(Option<Streamed>);
 struct Streamed {
     incoming: Incoming,
     exchange: Rc<Exchange>,
-    wire: Rc<Wire>,
+    flight: Rc<Flight>,
     limits: Limits,
 }
 
@@ -43,11 +43,11 @@ impl RequestBody {
     pub const EMPTY: Self = Self(None);
 
     /// A body that is passed on as it arrives.
-    pub fn stream(incoming: Incoming, exchange: Rc<Exchange>, wire: Rc<Wire>, limits: Limits) -> Self {
+    pub fn stream(incoming: Incoming, exchange: Rc<Exchange>, flight: Rc<Flight>, limits: Limits) -> Self {
         if incoming.is_end_stream() {
             return Self::EMPTY;
         }
-        Self(Some(Streamed { incoming, exchange, wire, limits }))
+        Self(Some(Streamed { incoming, exchange, flight, limits }))
     }
 }
 
@@ -76,19 +76,19 @@ impl Streamed {
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
-                // hyper waits for bytes that the wire keeps back: the body is broken.
-                if let Some(failure) = self.wire.violation() {
+                // hyper waits for bytes that are kept back: the body is broken.
+                if let Some(failure) = self.flight.violation() {
                     return Poll::Ready(Some(Err(failure)));
                 }
-                self.wire.wait(WaitingFor::Body, self.limits.pause);
+                self.flight.wait(WaitingFor::Body, self.limits.pause);
                 return Poll::Pending;
             }
         };
         if self.exchange.upstream.get().is_none() {
             // What is waited for now is the app's head, until the client is waited for again.
-            self.wire.progress(WaitingFor::App, self.limits.response);
+            self.flight.progress(WaitingFor::App, self.limits.response);
         } else {
-            self.wire.arrived(WaitingFor::Body);
+            self.flight.arrived(WaitingFor::Body);
         }
         match frame {
             None => Poll::Ready(None),

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -22,10 +22,12 @@ use crate::answer::{self, Recording};
 use crate::drain::Stage;
 use crate::error::Failure;
 use crate::exchange::Exchange;
+use crate::flight::{Flight, WaitingFor};
 use crate::proxy::request::make_request_id;
 use crate::proxy::{Client, Proxy, Silence};
+use crate::socket::Socket;
 use crate::timers::Timers;
-use crate::wire::{WaitingFor, Wire, WireIo};
+use crate::wire::{Wire, WireIo};
 
 /// What a worker needs to serve connections.
 #[derive(Debug)]
@@ -68,10 +70,12 @@ impl Server {
     /// Serves a connection until it is closed.
     pub async fn serve(&self, stream: TcpStream, remote: SocketAddr, local: SocketAddr) {
         let config = &self.proxy.config;
-        let wire = Wire::new(stream, config.max_header_size, self.timers.timer(), config.body_timeout);
-        let client = Client::new(Rc::clone(&wire), remote.ip(), local, &self.proxy.policy);
+        let flight = Flight::new(self.timers.timer());
+        let wire = Wire::new(Socket::Tcp(stream), config.max_header_size, flight, config.body_timeout);
+        let client = Client::new(remote.ip(), local, &self.proxy.policy);
         let service = service_fn(|request| async {
-            let mut response = self.proxy.handle(&client, request).await?;
+            wire.begin_exchange();
+            let mut response = self.proxy.handle(&client, &wire.flight, request).await?;
             if self.stage.get() != Stage::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -85,7 +89,7 @@ impl Server {
 
         let mut life = Life::New;
         let end = poll_fn(|cx| {
-            wire.timer().register(cx.waker());
+            wire.flight.timer().register(cx.waker());
             if let Poll::Ready(outcome) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(End::Finished(outcome));
             }
@@ -96,7 +100,7 @@ impl Server {
         })
         .await;
         if matches!(end, End::Stopping) {
-            wire.cut();
+            wire.flight.cut();
         }
         // Drops the exchange under way, which records it.
         let read = connection.into_parts().read_buf;
@@ -118,7 +122,7 @@ impl Server {
             End::Finished(_) if wire.is_request_incomplete() => return linger(&wire).await,
             End::Finished(_) | End::Gone | End::Stopping | End::Overdue(_) => return,
         };
-        self.answer_unparsed(&client, failure).await;
+        self.answer_unparsed(&wire, &client, failure).await;
     }
 
     /// Ready when something other than hyper ends the connection.
@@ -130,62 +134,70 @@ impl Server {
         if self.stage.get() == Stage::Cut {
             return Poll::Ready(End::Stopping);
         }
-        if wire.is_in_flight() {
-            return match wire.overdue() {
+        if wire.flight.is_under_way() {
+            return match wire.flight.overdue() {
                 // Of the body: only when the answer has begun. Before, `proxy` answers 408.
                 Some(what @ (WaitingFor::Client | WaitingFor::Body)) => Poll::Ready(End::Overdue(what)),
                 _ => Poll::Pending,
             };
         }
-        if let Some(what) = wire.overdue() {
+        if let Some(what) = wire.flight.overdue() {
             return Poll::Ready(End::Overdue(what));
         }
         if wire.is_write_blocked() {
             return Poll::Pending;
         }
-        if let Some(failure) = wire.violation() {
+        if let Some(failure) = wire.flight.violation() {
             return Poll::Ready(if wire.is_answered() { End::BrokenBody } else { End::Violation(failure) });
         }
         if wire.has_request_begun() {
-            wire.wait(WaitingFor::Head, config.header_timeout);
+            wire.flight.wait(WaitingFor::Head, config.header_timeout);
         } else if self.stage.get() == Stage::Closing {
             match life {
                 Life::Used => return Poll::Ready(End::Stopping),
                 // It may have been accepted a moment ago, with its request on the way.
-                Life::New => wire.progress(WaitingFor::Request, LAST_CALL),
+                Life::New => wire.flight.progress(WaitingFor::Request, LAST_CALL),
                 Life::LastCall => {}
             }
             *life = Life::LastCall;
         } else {
             // A connection that has never said anything has as long as a head may take.
             let new = *life == Life::New;
-            wire.wait(WaitingFor::Request, if new { config.header_timeout } else { config.idle_timeout });
+            wire.flight.wait(WaitingFor::Request, if new { config.header_timeout } else { config.idle_timeout });
         }
         Poll::Pending
     }
 
     /// Answers what never became a request for hyper.
-    async fn answer_unparsed(&self, client: &Client, failure: Failure) {
-        let wire = &client.wire;
-        let exchange = Exchange::begin(wire.last_read(), client.address(), None);
+    async fn answer_unparsed(&self, wire: &Wire, client: &Client, failure: Failure) {
+        let exchange = Exchange::begin(wire.flight.last_read(), client.address(), None);
         let id = exchange.request_id.get_or_init(make_request_id).clone();
         exchange.status.set(failure.status().as_u16());
         exchange.error.set(Some(failure.token()));
         self.proxy.report(failure, &exchange, failure.status().as_u16());
         let bytes = answer::synthetic_bytes(failure, &id);
-        drop(Recording::new(exchange, Rc::clone(&self.proxy.journal), Rc::clone(wire)));
+        drop(Recording::new(exchange, Rc::clone(&self.proxy.journal), Rc::clone(&wire.flight)));
         // The bytes fit a socket's empty buffer; a client that has not made room for them gets none.
-        if wire.stream().try_write(&bytes).is_ok() {
+        if try_write(wire, &bytes) {
             linger(wire).await;
         }
     }
+}
+
+/// Writes what the socket's buffer takes at once. False when it doesn't take all.
+fn try_write(wire: &Wire, bytes: &[u8]) -> bool {
+    let mut idle = Context::from_waker(Waker::noop());
+    let mut socket = wire.socket();
+    let written = Pin::new(&mut *socket).poll_write(&mut idle, bytes);
+    matches!(written, Poll::Ready(Ok(count)) if count == bytes.len())
+        && Pin::new(&mut *socket).poll_flush(&mut idle).is_ready()
 }
 
 /// Closes so that the answer arrives: RFC 9112 §9.6, a close in two steps. A close with bytes unread would
 /// reset the connection, and the reset could overtake the answer.
 async fn linger(wire: &Wire) {
     let drained = async {
-        poll_fn(|cx| Pin::new(&mut *wire.stream()).poll_shutdown(cx)).await?;
+        poll_fn(|cx| Pin::new(&mut *wire.socket()).poll_shutdown(cx)).await?;
         poll_fn(|cx| poll_drain(wire, cx)).await
     };
     // The peer has closed, or has had its time.
@@ -197,7 +209,7 @@ fn poll_drain(wire: &Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     let mut space = [0; 4096];
     loop {
         let mut read = ReadBuf::new(&mut space);
-        ready!(Pin::new(&mut *wire.stream()).poll_read(cx, &mut read))?;
+        ready!(Pin::new(&mut *wire.socket()).poll_read(cx, &mut read))?;
         if read.filled().is_empty() {
             return Poll::Ready(Ok(()));
         }

@@ -8,7 +8,7 @@
 //! | 5 the process | `main`, [`run`], [`command`] |
 //! | 4 doors | [`listener`], [`worker`], [`connection`], [`drain`], [`admin`] |
 //! | 3 the life of a request | [`proxy`], [`answer`] |
-//! | 2 wires | [`wire`], [`body`], [`upstream`], [`tunnel`], [`timers`] |
+//! | 2 wires | [`wire`], [`body`], [`upstream`], [`tunnel`], [`flight`], [`socket`], [`timers`] |
 //! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`log`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
@@ -34,12 +34,14 @@ pub mod discovery;
 pub mod drain;
 pub mod error;
 pub mod exchange;
+pub mod flight;
 pub mod listener;
 pub mod log;
 pub mod message;
 pub mod networks;
 pub mod policy;
 pub mod proxy;
+pub mod socket;
 pub mod timers;
 pub mod tunnel;
 pub mod upstream;

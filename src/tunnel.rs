@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::exchange::Exchange;
-use crate::wire::{WaitingFor, Wire};
+use crate::flight::WaitingFor;
+use crate::socket::Socket;
+use crate::wire::Wire;
 
 /// A tunnel between a client and the app.
 #[derive(Debug)]
 pub struct Tunnel {
-    app: TcpStream,
+    app: Socket,
     to_app: Half,
     to_client: Half,
     idle_timeout: Duration,
@@ -41,7 +42,7 @@ enum HalfState {
 
 impl Tunnel {
     /// A tunnel to `app`, which has sent `early` already.
-    pub fn new(app: TcpStream, early: BytesMut, idle_timeout: Duration) -> Self {
+    pub fn new(app: Socket, early: BytesMut, idle_timeout: Duration) -> Self {
         Self { app, to_app: Half::new(BytesMut::new()), to_client: Half::new(early), idle_timeout }
     }
 
@@ -49,16 +50,16 @@ impl Tunnel {
     /// once when `cut` says so.
     pub async fn run(mut self, client: &Rc<Wire>, early: BytesMut, exchange: &Exchange, cut: impl Fn() -> bool) {
         self.to_app.buffer = early;
-        client.progress(WaitingFor::Client, self.idle_timeout);
+        client.flight.progress(WaitingFor::Client, self.idle_timeout);
         std::future::poll_fn(|cx| {
-            client.timer().register(cx.waker());
+            client.flight.timer().register(cx.waker());
             let before = self.to_app.moved + self.to_client.moved;
             let ended = self.poll(client, cx);
             let after = self.to_app.moved + self.to_client.moved;
             if after > before {
-                client.progress(WaitingFor::Client, self.idle_timeout);
+                client.flight.progress(WaitingFor::Client, self.idle_timeout);
             }
-            if ended.is_ready() || client.overdue().is_some() || cut() { Poll::Ready(()) } else { Poll::Pending }
+            if ended.is_ready() || client.flight.overdue().is_some() || cut() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         exchange.bytes_in.set(self.to_app.moved);
@@ -67,7 +68,7 @@ impl Tunnel {
 
     /// Ready when both directions have ended, or one is broken.
     fn poll(&mut self, client: &Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut client = client.stream();
+        let mut client = client.socket();
         let to_app = self.to_app.poll(&mut client, &mut self.app, cx)?;
         let to_client = self.to_client.poll(&mut self.app, &mut client, cx)?;
         if to_app.is_ready() && to_client.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
@@ -79,7 +80,7 @@ impl Half {
         Self { buffer, moved: 0, state: HalfState::Open }
     }
 
-    fn poll(&mut self, from: &mut TcpStream, to: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll(&mut self, from: &mut Socket, to: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Bounded, so that one busy tunnel does not keep the worker from the others.
         for _ in 0..TURNS {
             while !self.buffer.is_empty() {

@@ -171,7 +171,7 @@ async fn run(shared: Shared, mut accepted: UnboundedReceiver<(Accepted, Loaded)>
 fn serve_locally(shared: &Shared) -> Rc<Server> {
     let config = &shared.config;
     let patient_until = shared.started + config.upstream_start_timeout;
-    let connector = Connector::new(config.upstream.clone(), config.upstream_connect_timeout, patient_until);
+    let connector = Connector::new(&config.upstream.endpoint, config.upstream_connect_timeout, patient_until);
     let server = Rc::new(Server {
         proxy: Proxy {
             upstream: Upstream::new(connector, config.upstream_idle_timeout, shared.limit.clone()),

@@ -177,7 +177,7 @@ fn every_published_shape_becomes_a_task_that_ecs_can_take() {
         assert!(ours["stopTimeout"].as_u64().unwrap() > (config.drain_delay + config.shutdown_timeout).as_secs());
         let of_app = container(&task, app);
         assert_eq!(ours["logConfiguration"]["logDriver"], of_app["logConfiguration"]["logDriver"], "{app}");
-        let port = config.upstream.port;
+        let port = config.upstream.port().expect("a port");
         let left = of_app["portMappings"].as_array().into_iter().flatten();
         assert!(left.into_iter().all(|mapping| mapping["containerPort"] != port), "{app} still publishes {port}");
         for word in ["containerName `hostward`", &format!(" {}", config.listen.port()), "target group"] {
@@ -335,7 +335,7 @@ fn a_hostward_that_is_there_is_changed_only_as_asked() {
     let ours = again.ours();
     let config = settings(&ours);
     assert_eq!((config.rules.allowed[0].to_string().as_str(), config.idle_timeout.as_secs()), ("a.example", 90));
-    assert_eq!((&ours["image"], config.upstream.port), (&json!("r/hostward:2"), 8000));
+    assert_eq!((&ours["image"], config.upstream.port()), (&json!("r/hostward:2"), Some(8000)));
     assert_eq!(ask_as_is(&again.out, &["--set", "IDLE_TIMEOUT="]).out, again.out);
     assert!(again.said.contains("changed its image, HOSTWARD_ALLOWED_HOSTS, HOSTWARD_IDLE_TIMEOUT"), "{}", again.said);
     assert_eq!(ask_as_is(&again.out, &arguments).out, again.out);

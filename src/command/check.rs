@@ -4,9 +4,12 @@
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net as unix;
+use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{Config, Loaded, RejectStatus, TaskIp, Upstream, is_metadata_address};
+use crate::config::{Config, Endpoint, Loaded, RejectStatus, TaskIp, Upstream, is_metadata_address};
 use crate::policy::{HostPolicy, HostRewrite, ProbeHosts};
 
 /// Prints what the settings amount to and returns the exit code: 1 when the app was to be reached and wasn't.
@@ -70,7 +73,7 @@ fn facts(config: &Config) -> Vec<(&'static str, String)> {
         ("trusted proxies", if rules.trusted.is_empty() { "none".into() } else { listed(&rules.trusted) }),
         ("listens on", config.listen.to_string()),
         ("admin", config.admin_listen.map_or("off".into(), |address| address.to_string())),
-        ("upstream", url(&config.upstream)),
+        ("upstream", config.upstream.to_string()),
     ]
 }
 
@@ -85,15 +88,39 @@ fn listed(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn url(upstream: &Upstream) -> String {
-    let Upstream { host, port } = upstream;
-    if host.contains(':') { format!("http://[{host}]:{port}") } else { format!("http://{host}:{port}") }
+/// Connects to the app as the proxy would, or says why not and what to do.
+fn connect(upstream: &Upstream, timeout: Duration) -> Result<String, String> {
+    match &upstream.endpoint {
+        Endpoint::Tcp { host, port } => connect_tcp(upstream, host, *port, timeout),
+        Endpoint::Unix(path) => connect_unix(upstream, path),
+    }
 }
 
-/// Connects to the app as the proxy would, or says why not and what to do.
-fn connect(upstream: &Upstream, timeout: Duration) -> Result<SocketAddr, String> {
-    let url = url(upstream);
-    let addresses: Vec<SocketAddr> = (upstream.host.as_str(), upstream.port)
+fn connect_unix(upstream: &Upstream, path: &Path) -> Result<String, String> {
+    let url = upstream.to_string();
+    let shown = url.split_once(':').map_or(url.as_str(), |(_, path)| path);
+    let address = match path.to_string_lossy().strip_prefix('\0') {
+        Some(name) => unix::SocketAddr::from_abstract_name(name),
+        None => unix::SocketAddr::from_pathname(path),
+    };
+    match address.and_then(|address| unix::UnixStream::connect_addr(&address)) {
+        Ok(_) => Ok(shown.to_owned()),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::NotFound => format!(
+                "there is no {shown}. Is the app started, and do both containers mount the volume that its socket is in?"
+            ),
+            io::ErrorKind::ConnectionRefused => format!("nothing listens on {shown}. Is the app started?"),
+            io::ErrorKind::PermissionDenied => format!(
+                "{shown} may not be opened by this user. Give both containers the same user or group, or the socket mode 666."
+            ),
+            _ => format!("{shown} can't be reached ({error})."),
+        }),
+    }
+}
+
+fn connect_tcp(upstream: &Upstream, host: &str, port: u16, timeout: Duration) -> Result<String, String> {
+    let url = upstream;
+    let addresses: Vec<SocketAddr> = (host, port)
         .to_socket_addrs()
         .map_err(|error| {
             format!("the name of {url} can't be resolved ({error}). In awsvpc mode the app is on 127.0.0.1.")
@@ -105,7 +132,7 @@ fn connect(upstream: &Upstream, timeout: Duration) -> Result<SocketAddr, String>
     let mut last = None;
     for address in addresses {
         match TcpStream::connect_timeout(&address, timeout) {
-            Ok(_) => return Ok(address),
+            Ok(_) => return Ok(address.to_string()),
             Err(error) => last = Some((address, error)),
         }
     }
@@ -125,7 +152,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::config::{Flags, load};
+    use crate::config::{Flags, Protocol, load};
 
     fn checked(upstream: &str, test: bool) -> (u8, String) {
         let environment = [("ALLOWED_HOSTS", "www.example.com *"), ("UPSTREAM", upstream)]
@@ -165,8 +192,24 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_reached_when_something_listens_there() {
+        let name = format!("@hostward-check-{}", std::process::id());
+        let address = unix::SocketAddr::from_abstract_name(&name[1..]).unwrap();
+        let app = unix::UnixListener::bind_addr(&address).unwrap();
+        let url = format!("http+unix:{name}");
+        let (code, text) = checked(&url, true);
+        assert_eq!((code, text.contains(&format!("accepts connections on {name}"))), (0, true), "{text}");
+        drop(app);
+        let (code, text) = checked(&url, true);
+        assert_eq!((code, text.contains(&format!("nothing listens on {name}"))), (1, true), "{text}");
+        let (code, text) = checked("http+unix:/nowhere/app.sock", true);
+        assert_eq!((code, text.contains("there is no /nowhere/app.sock")), (1, true), "{text}");
+    }
+
+    #[test]
     fn an_address_with_credentials_is_not_even_tried() {
-        let upstream = Upstream { host: "::ffff:169.254.170.2".into(), port: 80 };
+        let endpoint = Endpoint::Tcp { host: "::ffff:169.254.170.2".into(), port: 80 };
+        let upstream = Upstream { protocol: Protocol::Http, endpoint };
         assert!(connect(&upstream, Duration::from_millis(10)).unwrap_err().ends_with("refused."));
     }
 }

@@ -255,7 +255,7 @@ mod tests {
         let (command, flags) = parsed(&["--upstream", "http://127.0.0.1:3000", "--allowed-hosts=a.example"]);
         assert_eq!(command, Command::Run);
         let config = load(&flags, [], false).unwrap().config;
-        assert_eq!(config.upstream.port, 3000);
+        assert_eq!(config.upstream.port(), Some(3000));
     }
 
     #[test]
@@ -291,7 +291,7 @@ mod tests {
         ] {
             let (command, flags) = parsed(line);
             assert_eq!(command, Command::Check { upstream: tested }, "{line:?}");
-            assert_eq!(load(&flags, [], false).unwrap().config.upstream.port, port, "{line:?}");
+            assert_eq!(load(&flags, [], false).unwrap().config.upstream.port(), Some(port), "{line:?}");
         }
     }
 

@@ -9,8 +9,8 @@ use http::HeaderValue;
 use http::uri::PathAndQuery;
 use ipnet::IpNet;
 
-use super::Upstream;
 use super::values::Fault;
+use super::{Endpoint, Protocol, Upstream};
 use crate::message::authority::{Authority, Host};
 
 /// Whether a task's metadata and credentials live there (169.254.0.0/16, `fd00:ec2::/32`), so that no app may.
@@ -92,18 +92,16 @@ pub(super) fn path(text: &str) -> Result<PathAndQuery, Fault> {
     text.parse().map_err(|_| Fault::new("expected a path"))
 }
 
-/// `http://host:port`
+/// `http://host:port`, `http+unix:/path` or `http+unix:@name`.
 pub(super) fn upstream(text: &str) -> Result<Upstream, Fault> {
+    if let Some((scheme, path)) = text.split_once("+unix:") {
+        let protocol = protocol(scheme, "+unix:")?;
+        return Ok(Upstream { protocol, endpoint: unix(path)? });
+    }
     let Some((scheme, rest)) = text.split_once("://") else {
-        // `http+unix:/path` and `uwsgi+unix:/path` have no `//`.
-        if let Some((scheme, _)) = text.split_once("+unix:") {
-            return Err(other_scheme(&format!("{scheme}+unix")));
-        }
         return Err(Fault::with("the scheme is missing", format!("Write http://{}.", super::mistake::show(text))));
     };
-    if !scheme.eq_ignore_ascii_case("http") {
-        return Err(other_scheme(scheme));
-    }
+    let protocol = protocol(scheme, "://")?;
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#']) {
         return Err(Fault::new("a path can't be put in front of the client's: only http://host:port"));
@@ -121,15 +119,43 @@ pub(super) fn upstream(text: &str) -> Result<Upstream, Fault> {
         Host::Ip(address) => address.to_string(),
         Host::Name(name) => resolvable(name)?.to_ascii_lowercase(),
     };
-    Ok(Upstream { host, port })
+    Ok(Upstream { protocol, endpoint: Endpoint::Tcp { host, port } })
 }
 
-fn other_scheme(scheme: &str) -> Fault {
+fn protocol(scheme: &str, separator: &str) -> Result<Protocol, Fault> {
+    let lower = scheme.to_ascii_lowercase();
+    if let Some(protocol) = PROTOCOLS.into_iter().find(|protocol| protocol.scheme() == lower) {
+        return Ok(protocol);
+    }
     let scheme: String = super::mistake::show(scheme).chars().take(20).collect();
-    Fault::new(match scheme.to_ascii_lowercase().as_str() {
+    Err(Fault::new(match lower.as_str() {
         "https" => "TLS to the app isn't spoken: it is in the same task, behind localhost".into(),
-        _ => format!("this version doesn't speak \"{scheme}\" to the app, only http"),
-    })
+        _ => format!("hostward doesn't speak \"{scheme}{separator}\" to the app, only {}", spoken()),
+    }))
+}
+
+fn spoken() -> String {
+    PROTOCOLS.map(|protocol| format!("{0}:// and {0}+unix:", protocol.scheme())).join(", ")
+}
+
+const PROTOCOLS: [Protocol; 1] = [Protocol::Http];
+
+/// `/path`, `///path` as URLs have it, or `@name` in the abstract namespace.
+fn unix(path: &str) -> Result<Endpoint, Fault> {
+    let path = match path.strip_prefix("//") {
+        Some(rest) if rest.starts_with('/') => rest,
+        _ => path,
+    };
+    let path = match path.strip_prefix('@') {
+        Some(name) if !name.is_empty() => format!("\0{name}"),
+        None if path.len() > 1 && path.starts_with('/') && !path.ends_with('/') => path.into(),
+        _ => return Err(Fault::new("expected an absolute path, or @ and a name in the abstract namespace")),
+    };
+    // sockaddr_un has 108 bytes for it, and a path ends with a NUL.
+    if path.len() > 107 {
+        return Err(Fault::new("a socket's path has at most 107 bytes"));
+    }
+    Ok(Endpoint::Unix(path.into()))
 }
 
 /// A name that the resolver takes for a name. The C library reads `0xa9fea9fe`, `2852039166` and `169.254.43518`
@@ -149,13 +175,14 @@ fn resolvable(name: &str) -> Result<&str, Fault> {
 
 /// Whether what connects to `upstream` arrives at `listen`: a loop.
 pub(super) fn leads_to(upstream: &Upstream, listen: SocketAddr) -> bool {
-    let address = match upstream.host.parse::<IpAddr>() {
+    let Endpoint::Tcp { host, port } = &upstream.endpoint else { return false };
+    let address = match host.parse::<IpAddr>() {
         Ok(address) => Some(address.to_canonical()),
-        Err(_) if upstream.host == "localhost" || upstream.host.ends_with(".localhost") => None,
+        Err(_) if host == "localhost" || host.ends_with(".localhost") => None,
         Err(_) => return false,
     };
     let ours = listen.ip().to_canonical();
-    listen.port() == upstream.port
+    listen.port() == *port
         && match address {
             // Connecting to the unspecified address is connecting to loopback.
             Some(address) if address.is_loopback() || address.is_unspecified() => {
@@ -234,7 +261,8 @@ mod tests {
             ("http://app2:80", "app2", 80),
             ("http://0.0.0.0:8000", "0.0.0.0", 8000),
         ] {
-            assert_eq!(upstream(text), Ok(Upstream { host: host.into(), port }), "{text}");
+            let endpoint = Endpoint::Tcp { host: host.into(), port };
+            assert_eq!(upstream(text), Ok(Upstream { protocol: Protocol::Http, endpoint }), "{text}");
         }
         for text in [
             "",
@@ -242,7 +270,12 @@ mod tests {
             "https://a:1",
             "h2c://a:1",
             "uwsgi://a:1",
-            "http+unix:/x",
+            "http+unix:",
+            "http+unix:x",
+            "http+unix:/",
+            "http+unix:/x/",
+            "http+unix:@",
+            "https+unix:/x",
             "uwsgi+unix:/x",
             "http://",
             "http://a",
@@ -263,6 +296,21 @@ mod tests {
         }
         assert_eq!(upstream("127.0.0.1:8000").unwrap_err().hint.unwrap(), "Write http://127.0.0.1:8000.");
         assert!(upstream("uwsgi://a:1").unwrap_err().error.contains("uwsgi"));
+    }
+
+    #[test]
+    fn the_upstream_may_be_a_path_or_an_abstract_name() {
+        for (text, path, shown) in [
+            ("http+unix:/run/app.sock", "/run/app.sock", "http+unix:/run/app.sock"),
+            ("HTTP+unix:///run/app.sock", "/run/app.sock", "http+unix:/run/app.sock"),
+            ("http+unix:@app", "\0app", "http+unix:@app"),
+        ] {
+            let upstream = upstream(text).unwrap();
+            assert_eq!(upstream.endpoint, Endpoint::Unix(path.into()), "{text}");
+            assert_eq!(upstream.to_string(), shown);
+        }
+        assert!(upstream(&format!("http+unix:/{}", "a".repeat(106))).is_ok());
+        assert!(upstream(&format!("http+unix:/{}", "a".repeat(107))).is_err());
     }
 
     #[test]

@@ -12,7 +12,10 @@ use http::{HeaderValue, StatusCode};
 use super::mistake::{Mistake, Mistakes};
 use super::reader::Reader;
 use super::values::{self, Fault};
-use super::{AccessLog, Config, Flags, Loaded, LogFormat, MetadataSource, RejectStatus, TaskIp, Upstream, addresses};
+use super::{
+    AccessLog, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Protocol, RejectStatus, TaskIp, Upstream,
+    addresses,
+};
 use crate::networks::Networks;
 use crate::policy::{HostPattern, HostPolicy, HostRewrite, Hosts, ProbeHosts, Rules};
 
@@ -68,9 +71,7 @@ impl Reader {
                 })
                 .flatten(),
             max_connections: self.count("HOSTWARD_MAX_CONNECTIONS"),
-            upstream: self
-                .read("HOSTWARD_UPSTREAM", |_, text| addresses::upstream(text))
-                .unwrap_or(Upstream { host: String::new(), port: 0 }),
+            upstream: self.read("HOSTWARD_UPSTREAM", |_, text| addresses::upstream(text)).unwrap_or_else(nowhere),
             upstream_connect_timeout: self.duration("HOSTWARD_UPSTREAM_CONNECT_TIMEOUT"),
             upstream_start_timeout: self.duration("HOSTWARD_UPSTREAM_START_TIMEOUT"),
             upstream_response_timeout: self.duration("HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT"),
@@ -270,6 +271,11 @@ impl Reader {
         }
         MetadataSource { v4, v3, on_ecs, pod }
     }
+}
+
+/// Stands for an upstream that could not be read; nothing is started with it.
+fn nowhere() -> Upstream {
+    Upstream { protocol: Protocol::Http, endpoint: Endpoint::Tcp { host: String::new(), port: 0 } }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod values;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::policy::Rules;
@@ -199,18 +200,60 @@ pub struct MetadataSource {
 /// `HOSTWARD_UPSTREAM`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// A name or an address, without brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
+    /// What the app speaks.
+    pub protocol: Protocol,
+    /// Where it listens.
+    pub endpoint: Endpoint,
 }
 
+/// What the app speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http,
+}
+
+/// Where the app listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A name or an address, without brackets, and the port.
+    Tcp {
+        /// The name or address.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A path; of an abstract socket, its name with a NUL in front.
+    Unix(PathBuf),
+}
+
+impl Upstream {
+    /// The port, if it has one.
+    pub fn port(&self) -> Option<u16> {
+        match self.endpoint {
+            Endpoint::Tcp { port, .. } => Some(port),
+            Endpoint::Unix(_) => None,
+        }
+    }
+}
+
+impl Protocol {
+    /// The scheme of its URLs.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+        }
+    }
+}
+
+/// As the setting takes it.
 impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "http://[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "http://{}:{}", self.host, self.port)
+        let scheme = self.protocol.scheme();
+        match &self.endpoint {
+            Endpoint::Tcp { host, port } if host.contains(':') => write!(f, "{scheme}://[{host}]:{port}"),
+            Endpoint::Tcp { host, port } => write!(f, "{scheme}://{host}:{port}"),
+            Endpoint::Unix(path) => write!(f, "{scheme}+unix:{}", path.to_string_lossy().replace('\0', "@")),
         }
     }
 }

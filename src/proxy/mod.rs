@@ -21,6 +21,7 @@ use crate::body::{Limits, RequestBody};
 use crate::config::{Config, RejectStatus, show};
 use crate::error::{Failure, Side};
 use crate::exchange::{self, Exchange};
+use crate::flight::{Flight, WaitingFor};
 use crate::log::Repeats;
 use crate::message::forwarding::Peer;
 use crate::message::{fields, upgrade};
@@ -28,7 +29,6 @@ use crate::policy::{Policy, Refusal, Rule, Verdict};
 use crate::proxy::request::{Inbound, make_request_id};
 use crate::tunnel::Tunnel;
 use crate::upstream::{Answer, Upstream};
-use crate::wire::{WaitingFor, Wire};
 
 /// What a worker needs to answer requests.
 #[derive(Debug)]
@@ -48,8 +48,6 @@ pub struct Proxy {
 /// One client's connection, as far as its requests have to know.
 #[derive(Debug)]
 pub struct Client {
-    /// The connection.
-    pub wire: Rc<Wire>,
     peer: Peer,
     /// What the peer speaks to us.
     scheme: &'static str,
@@ -73,10 +71,10 @@ impl std::fmt::Display for Silence {
 impl std::error::Error for Silence {}
 
 impl Client {
-    /// The client at the other end of `wire`.
-    pub fn new(wire: Rc<Wire>, remote: IpAddr, local: SocketAddr, policy: &Policy) -> Self {
+    /// The client at `remote`, which has connected to `local`.
+    pub fn new(remote: IpAddr, local: SocketAddr, policy: &Policy) -> Self {
         let peer = Peer::new(remote, local, &policy.trusted);
-        Self { wire, peer, scheme: "http", admitted: RefCell::default(), tunnel: RefCell::default() }
+        Self { peer, scheme: "http", admitted: RefCell::default(), tunnel: RefCell::default() }
     }
 
     /// Who it is.
@@ -96,11 +94,16 @@ impl Proxy {
     /// # Errors
     ///
     /// When there is to be no answer.
-    pub async fn handle(&self, client: &Client, inbound: Request<Incoming>) -> Result<Response<AnswerBody>, Silence> {
-        client.wire.begin_exchange();
-        let exchange = begin(client, &inbound);
-        let recording = Recording::new(exchange, Rc::clone(&self.journal), Rc::clone(&client.wire));
-        match self.forward(client, &recording.exchange, inbound).await {
+    pub async fn handle(
+        &self,
+        client: &Client,
+        flight: &Rc<Flight>,
+        inbound: Request<Incoming>,
+    ) -> Result<Response<AnswerBody>, Silence> {
+        flight.begin();
+        let exchange = begin(client, flight, &inbound);
+        let recording = Recording::new(exchange, Rc::clone(&self.journal), Rc::clone(flight));
+        match self.forward(client, flight, &recording.exchange, inbound).await {
             Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording)),
             Ok(Answer::Switched(response, app, early)) => {
                 recording.exchange.status.set(response.status().as_u16());
@@ -115,6 +118,7 @@ impl Proxy {
     async fn forward(
         &self,
         client: &Client,
+        flight: &Rc<Flight>,
         exchange: &Rc<Exchange>,
         inbound: Request<Incoming>,
     ) -> Result<Answer, Failure> {
@@ -134,7 +138,7 @@ impl Proxy {
             return Err(Failure::BodyTooLarge);
         }
 
-        let body = RequestBody::stream(body, Rc::clone(exchange), Rc::clone(&client.wire), self.limits());
+        let body = RequestBody::stream(body, Rc::clone(exchange), Rc::clone(flight), self.limits());
         if !body.is_end_stream() && body.size_hint().exact().is_none() {
             // Said outright, because hyper would send a GET of unknown length without its body.
             head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -142,11 +146,11 @@ impl Proxy {
         let connection =
             self.upstream.connection(head.method.is_idempotent(), self.config.upstream_response_timeout).await?;
         let asked = Instant::now();
-        client.wire.progress(WaitingFor::App, self.config.upstream_response_timeout);
+        flight.progress(WaitingFor::App, self.config.upstream_response_timeout);
         let outbound = Request::from_parts(head, body);
-        let answer = self.upstream.send(connection, outbound, &client.wire, takes_interim).await;
+        let answer = self.upstream.send(connection, outbound, flight, takes_interim).await;
         exchange.upstream.set(Some(asked.elapsed()));
-        client.wire.arrived(WaitingFor::App);
+        flight.arrived(WaitingFor::App);
 
         match answer? {
             Answer::Response(mut response) => {
@@ -255,7 +259,7 @@ impl Proxy {
     }
 }
 
-fn begin(client: &Client, inbound: &Request<Incoming>) -> Exchange {
+fn begin(client: &Client, flight: &Flight, inbound: &Request<Incoming>) -> Exchange {
     let headers = inbound.headers();
     let request = exchange::Request {
         method: inbound.method().clone(),
@@ -269,7 +273,7 @@ fn begin(client: &Client, inbound: &Request<Incoming>) -> Exchange {
         user_agent: headers.get(header::USER_AGENT).cloned(),
         trace: headers.get("x-amzn-trace-id").or_else(|| headers.get("traceparent")).cloned(),
     };
-    Exchange::begin(client.wire.last_read(), client.peer.address, Some(request))
+    Exchange::begin(flight.last_read(), client.peer.address, Some(request))
 }
 
 /// Text of a client's for an event: not for ever, and nothing that a terminal would obey.

@@ -1,31 +1,81 @@
 //! Towards the app: a name or an address becomes a connected socket, or a [`Failure`] that says why not.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
-use crate::config::{Upstream, is_metadata_address};
+use crate::config::{Endpoint, is_metadata_address};
 use crate::error::Failure;
+use crate::socket::Socket;
 
 /// How and for how long to connect.
 #[derive(Clone, Debug)]
 pub struct Connector {
-    target: Upstream,
-    /// When the target is an address, which needs no look-up.
-    address: Option<SocketAddr>,
+    target: Target,
     /// Bound on one attempt.
     timeout: Duration,
     /// Until then a refusal means that the app isn't up yet.
     patient_until: Instant,
 }
 
+#[derive(Clone, Debug)]
+enum Target {
+    Known(Address),
+    /// A name and a port.
+    Named(String, u16),
+}
+
+/// Where a socket can be connected to without a look-up.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A path; of an abstract socket, its name with a NUL in front.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Connects, without a bound in time.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub async fn connect(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(address) => {
+                let socket = TcpStream::connect(address).await?;
+                socket.set_nodelay(true)?;
+                Ok(Socket::Tcp(socket))
+            }
+            Self::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => f.write_str(&path.to_string_lossy().replace('\0', "@")),
+        }
+    }
+}
+
 impl Connector {
-    /// A connector for `target`.
-    pub fn new(target: Upstream, timeout: Duration, patient_until: Instant) -> Self {
-        let address = target.host.parse().ok().map(|ip| SocketAddr::new(ip, target.port));
-        Self { target, address, timeout, patient_until }
+    /// A connector for `endpoint`.
+    pub fn new(endpoint: &Endpoint, timeout: Duration, patient_until: Instant) -> Self {
+        let target = match endpoint {
+            Endpoint::Tcp { host, port } => match host.parse() {
+                Ok(ip) => Target::Known(Address::Tcp(SocketAddr::new(ip, *port))),
+                Err(_) => Target::Named(host.clone(), *port),
+            },
+            Endpoint::Unix(path) => Target::Known(Address::Unix(path.clone())),
+        };
+        Self { target, timeout, patient_until }
     }
 
     /// Bound on one attempt.
@@ -38,7 +88,7 @@ impl Connector {
     /// # Errors
     ///
     /// The reason of the last attempt.
-    pub async fn connect(&self) -> Result<(TcpStream, SocketAddr), Failure> {
+    pub async fn connect(&self) -> Result<(Socket, Address), Failure> {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.connect_once().await {
@@ -56,15 +106,16 @@ impl Connector {
     /// # Errors
     ///
     /// The reason of the last one.
-    pub async fn connect_once(&self) -> Result<(TcpStream, SocketAddr), Failure> {
-        if let Some(address) = self.address {
-            return self.attempt(address).await;
-        }
-        let found = tokio::net::lookup_host((self.target.host.as_str(), self.target.port));
-        let found = tokio::time::timeout(self.timeout, found).await.map_err(|_| Failure::Name)?;
+    pub async fn connect_once(&self) -> Result<(Socket, Address), Failure> {
+        let (name, port) = match &self.target {
+            Target::Known(address) => return self.attempt(address.clone()).await,
+            Target::Named(name, port) => (name.as_str(), *port),
+        };
+        let found = tokio::time::timeout(self.timeout, tokio::net::lookup_host((name, port)));
+        let found = found.await.map_err(|_| Failure::Name)?;
         let mut outcome = Err(Failure::Name);
         for address in found.map_err(|_| Failure::Name)? {
-            outcome = self.attempt(address).await;
+            outcome = self.attempt(Address::Tcp(address)).await;
             if outcome.is_ok() {
                 break;
             }
@@ -72,20 +123,21 @@ impl Connector {
         outcome
     }
 
-    async fn attempt(&self, address: SocketAddr) -> Result<(TcpStream, SocketAddr), Failure> {
+    async fn attempt(&self, address: Address) -> Result<(Socket, Address), Failure> {
         // A name may lead where no setting may: to the task's metadata, and its credentials.
-        if is_metadata_address(address.ip()) {
+        if let Address::Tcp(address) = &address
+            && is_metadata_address(address.ip())
+        {
             return Err(Failure::Prohibited);
         }
-        let connected = match tokio::time::timeout(self.timeout, TcpStream::connect(address)).await {
-            Err(_) => return Err(Failure::ConnectTimeout),
-            Ok(connected) => connected.and_then(|socket| socket.set_nodelay(true).map(|()| socket)),
-        };
-        match connected {
-            Ok(socket) => Ok((socket, address)),
-            Err(error) => Err(match error.kind() {
-                io::ErrorKind::ConnectionRefused => Failure::ConnectionRefused,
-                io::ErrorKind::TimedOut => Failure::ConnectTimeout,
+        match tokio::time::timeout(self.timeout, address.connect()).await {
+            Err(_) => Err(Failure::ConnectTimeout),
+            Ok(Ok(socket)) => Ok((socket, address)),
+            Ok(Err(error)) => Err(match error.kind() {
+                // A path that isn't there yet, or whose listener is gone.
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::ConnectionRefused,
+                // What a full backlog is answered with on a path.
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Failure::ConnectTimeout,
                 io::ErrorKind::ConnectionReset => Failure::ConnectionTerminated,
                 _ => Failure::Unreachable,
             }),

@@ -22,14 +22,14 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::body::RequestBody;
 use crate::error::Failure;
+use crate::flight::{Flight, WaitingFor};
+use crate::socket::Socket;
 use crate::upstream::connect::Connector;
 use crate::upstream::stream::{Stream, StreamIo};
-use crate::wire::{WaitingFor, Wire};
 
 /// The app, as one worker sees it.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub enum Answer {
     /// A response.
     Response(Response<Relay>),
     /// A 101, and the socket with what the app has sent on it already.
-    Switched(Response<()>, Box<TcpStream>, BytesMut),
+    Switched(Response<()>, Box<Socket>, BytesMut),
 }
 
 impl Limit {
@@ -141,11 +141,11 @@ impl Upstream {
         self: &Rc<Self>,
         mut connection: Box<Connection>,
         request: Request<RequestBody>,
-        client: &Rc<Wire>,
+        flight: &Rc<Flight>,
         takes_interim: bool,
     ) -> Result<Answer, Failure> {
         let idempotent = request.method().is_idempotent();
-        let interim_to = takes_interim.then(|| Rc::clone(client));
+        let interim_to = takes_interim.then(|| Rc::clone(flight));
         connection.stream.begin(connection.reused, idempotent, interim_to);
         let response = {
             let mut response = pin!(connection.sender.try_send_request(request));
@@ -162,7 +162,7 @@ impl Upstream {
                     closed = true;
                     return response.as_mut().poll(&mut idle).map_err(|error| why(error.error()));
                 }
-                match client.overdue() {
+                match flight.overdue() {
                     Some(WaitingFor::Body) => Poll::Ready(Err(Failure::BodyTimeout)),
                     Some(WaitingFor::App) => Poll::Ready(Err(Failure::ResponseTimeout)),
                     _ => Poll::Pending,

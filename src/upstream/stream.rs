@@ -8,7 +8,6 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -16,15 +15,16 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
+use crate::flight::Flight;
 use crate::message::interim::{self, Found};
-use crate::wire::Wire;
+use crate::socket::Socket;
+use crate::upstream::connect::Address;
 
 /// The shared state of a connection to the app.
 pub(super) struct Stream {
-    socket: RefCell<TcpStream>,
-    address: SocketAddr,
+    socket: RefCell<Socket>,
+    address: Address,
     connect_timeout: Duration,
     request: RefCell<Request>,
     /// Whether bytes of the current response have come, or no request is under way.
@@ -43,7 +43,7 @@ struct Request {
     /// What was written, as long as it may have to be written again.
     sent: Vec<u8>,
     written: u64,
-    client: Option<Rc<Wire>>,
+    client: Option<Rc<Flight>>,
 }
 
 enum Attempt {
@@ -51,14 +51,14 @@ enum Attempt {
     Last,
     /// On a reused connection: may be repeated on a new one.
     First,
-    Reconnecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>),
+    Reconnecting(Pin<Box<dyn Future<Output = io::Result<Socket>>>>),
     /// On the new connection: how much of `sent` has been written again.
     Rewriting(usize),
 }
 
 impl Stream {
     /// The state of a new connection.
-    pub(super) fn new(socket: TcpStream, address: SocketAddr, connect_timeout: Duration) -> Rc<Self> {
+    pub(super) fn new(socket: Socket, address: Address, connect_timeout: Duration) -> Rc<Self> {
         Rc::new(Self {
             socket: RefCell::new(socket),
             address,
@@ -77,7 +77,7 @@ impl Stream {
     }
 
     /// A request is about to be written. `client` gets interim responses.
-    pub(super) fn begin(&self, reused: bool, idempotent: bool, client: Option<Rc<Wire>>) {
+    pub(super) fn begin(&self, reused: bool, idempotent: bool, client: Option<Rc<Flight>>) {
         let mut request = self.request.borrow_mut();
         request.attempt = if reused { Attempt::First } else { Attempt::Last };
         request.idempotent = idempotent;
@@ -102,7 +102,7 @@ impl Stream {
     }
 
     /// Takes the socket, after a 101.
-    pub(super) fn into_socket(self: Rc<Self>) -> Option<TcpStream> {
+    pub(super) fn into_socket(self: Rc<Self>) -> Option<Socket> {
         Rc::into_inner(self).map(|stream| stream.socket.into_inner())
     }
 
@@ -115,11 +115,9 @@ impl Stream {
         // What overflowed `sent` can't be written again: `record` has made it the last attempt.
         let may = matches!(request.attempt, Attempt::First) && (request.written == 0 || request.idempotent);
         if may {
-            let (address, connect_timeout) = (self.address, self.connect_timeout);
+            let (address, connect_timeout) = (self.address.clone(), self.connect_timeout);
             request.attempt = Attempt::Reconnecting(Box::pin(async move {
-                let socket = tokio::time::timeout(connect_timeout, TcpStream::connect(address)).await??;
-                socket.set_nodelay(true)?;
-                Ok(socket)
+                tokio::time::timeout(connect_timeout, address.connect()).await?
             }));
         }
         may
@@ -171,7 +169,7 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
-        write: impl Fn(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        write: impl Fn(Pin<&mut Socket>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_repeat(cx))?;

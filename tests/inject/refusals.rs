@@ -12,7 +12,11 @@ fn it_refuses_what_it_cannot_put_itself_before() {
     refused(&task(&[("app", &[])]), &[], &["no container publishes"]);
     refused(&task(&[("app", &[]), ("db", &[5432])]), &["--app", "app"], &["`app` publishes no TCP port"]);
     refused(&task(&[("app", &[8000, 9000])]), &[], &["8000 and 9000", "--upstream http://127.0.0.1:8000"]);
-    refused(&task(&[("app", &[8000, 9000])]), &["--set", "UPSTREAM=http://127.0.0.1:1"], &["doesn't publish port 1,"]);
+    refused(
+        &task(&[("app", &[8000, 9000])]),
+        &["--set", "UPSTREAM=http://127.0.0.1:1"],
+        &["none of the ports that container `app` publishes", "http://127.0.0.1:1"],
+    );
     refused(&task(&[("hostward", &[8000])]), &[], &["isn't hostward"]);
     for (mode, word) in [("host", "host"), ("none", "none"), ("default", "default"), ("vpc", "awsvpc")] {
         let mut task = task(&[("app", &[8000])]);

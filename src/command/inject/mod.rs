@@ -18,7 +18,7 @@ pub use self::arguments::Inject;
 pub(super) use self::arguments::arguments;
 use self::document::{Container, Network};
 use self::report::Report;
-use crate::config::{Config, Flags, Loaded, Mistakes, Source, Sources, load};
+use crate::config::{Config, Endpoint, Flags, Loaded, Mistakes, Source, Sources, load};
 
 /// What hostward's container is called.
 const NAME: &str = "hostward";
@@ -126,19 +126,22 @@ fn add(
         report.remains(format!("{}: {warning}", warning.setting));
     }
     reachable(&config).map_err(|reason| vec![reason])?;
-    if network == Network::Bridge && own_loopback(&config.upstream.host) {
+    if let Endpoint::Tcp { host, port } = &config.upstream.endpoint
+        && network == Network::Bridge
+        && own_loopback(host)
+    {
         return Err(vec![format!(
             "HOSTWARD_UPSTREAM is {}: in bridge mode that is hostward's own container; the app is at {}",
             config.upstream,
-            network.url(&app.name, config.upstream.port)
+            network.url(&app.name, *port)
         )]);
     }
     let published = match app.published.as_slice() {
         [one] => one,
-        several => several.iter().find(|one| one.port == config.upstream.port).ok_or_else(|| {
+        several => several.iter().find(|one| Some(one.port) == config.upstream.port()).ok_or_else(|| {
             vec![format!(
-                "container `{}` doesn't publish port {}, where HOSTWARD_UPSTREAM is",
-                app.name, config.upstream.port
+                "none of the ports that container `{}` publishes is where HOSTWARD_UPSTREAM is ({})",
+                app.name, config.upstream
             )]
         })?,
     };
@@ -217,7 +220,9 @@ fn update(
         ));
     }
     for container in containers.iter().filter(|container| ours.depends_on.contains(&container.name)) {
-        if let Some(published) = container.published.iter().find(|published| published.port == config.upstream.port) {
+        if let Some(published) =
+            container.published.iter().find(|published| Some(published.port) == config.upstream.port())
+        {
             report.remains(format!(
                 "`{}` still publishes its port {}: requests to it go past hostward. Take it off its portMappings",
                 container.name, published.port

@@ -45,7 +45,7 @@ fn one_setting_is_enough_and_the_defaults_are_the_contracts() {
     assert_eq!(config.listen, "[::]:8080".parse().unwrap());
     assert_eq!(config.admin_listen, Some("127.0.0.1:9797".parse().unwrap()));
     assert_eq!(config.max_connections, None);
-    assert_eq!(config.upstream, Upstream { host: "127.0.0.1".into(), port: 8000 });
+    assert_eq!(config.upstream.to_string(), "http://127.0.0.1:8000");
     let millis = [
         config.upstream_connect_timeout,
         config.upstream_start_timeout,

@@ -1,0 +1,151 @@
+//! What the parties to an exchange in flight tell each other: what is waited for and since when, whether the
+//! request can go on, and the interim responses on their way to the client. An HTTP/1.1 connection has one
+//! for all its exchanges, which follow each other; an HTTP/2 stream has one of its own.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use crate::error::Failure;
+use crate::timers::Timer;
+
+/// The shared state of an exchange in flight.
+#[derive(Debug)]
+pub struct Flight {
+    /// What the timer is armed for.
+    waiting_for: Cell<WaitingFor>,
+    timer: Timer,
+    /// Why the current request can't go on. Nothing more of it is read.
+    violation: Cell<Option<Failure>>,
+    /// Whether the answer's body is still being produced.
+    under_way: Cell<bool>,
+    cut: Cell<bool>,
+    /// When bytes of the current request were read last.
+    last_read: Cell<Instant>,
+    /// What to write before the final response: interim ones.
+    pub(crate) interim: RefCell<BytesMut>,
+}
+
+/// What has to happen before the timer fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitingFor {
+    /// Nothing is timed.
+    Nothing,
+    /// The first byte of a request.
+    Request,
+    /// The rest of a request head.
+    Head,
+    /// More of the request body.
+    Body,
+    /// The app's response head.
+    App,
+    /// The client to take what was written.
+    Client,
+}
+
+impl Flight {
+    /// Nothing is under way yet.
+    pub fn new(timer: Timer) -> Rc<Self> {
+        Rc::new(Self {
+            waiting_for: Cell::new(WaitingFor::Nothing),
+            timer,
+            violation: Cell::new(None),
+            under_way: Cell::new(false),
+            cut: Cell::new(false),
+            last_read: Cell::new(Instant::now()),
+            interim: RefCell::default(),
+        })
+    }
+
+    /// The timer of the task that polls the exchange.
+    pub fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
+    /// Arms the timer for one thing, unless it is armed for it already.
+    pub fn wait(&self, what: WaitingFor, at_most: Duration) {
+        if self.waiting_for.replace(what) != what {
+            self.timer.arm(at_most);
+        }
+    }
+
+    /// Starts the time for `what` anew: something of it has come.
+    pub fn progress(&self, what: WaitingFor, at_most: Duration) {
+        self.waiting_for.set(what);
+        self.timer.arm(at_most);
+    }
+
+    /// Ends the time for `what`, if it is what the timer is armed for.
+    pub fn arrived(&self, what: WaitingFor) {
+        if self.waiting_for.get() == what {
+            self.waiting_for.set(WaitingFor::Nothing);
+            self.timer.disarm();
+        }
+    }
+
+    /// What did not come in time.
+    pub fn overdue(&self) -> Option<WaitingFor> {
+        self.timer.expired().then(|| self.waiting_for.get())
+    }
+
+    /// A request head is complete, and its exchange begins.
+    pub fn begin(&self) {
+        self.under_way.set(true);
+        self.waiting_for.set(WaitingFor::Nothing);
+        self.timer.disarm();
+    }
+
+    /// The answer's body has ended, or never will.
+    pub fn end(&self) {
+        self.under_way.set(false);
+    }
+
+    /// Whether an answer is being produced.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.get()
+    }
+
+    /// The exchange is cut in the middle of whatever is under way.
+    pub fn cut(&self) {
+        self.cut.set(true);
+    }
+
+    /// Whether it was hostward that ended the exchange.
+    pub fn was_cut(&self) -> bool {
+        self.cut.get()
+    }
+
+    /// The current request can't go on.
+    pub fn violate(&self, why: Failure) {
+        self.violation.set(Some(why));
+    }
+
+    /// Why the current request can't go on, if it can't.
+    pub fn violation(&self) -> Option<Failure> {
+        self.violation.get()
+    }
+
+    /// Something of the current request has been read.
+    pub fn has_read(&self) {
+        self.last_read.set(Instant::now());
+    }
+
+    /// When the current request was read.
+    pub fn last_read(&self) -> Instant {
+        self.last_read.get()
+    }
+
+    /// Queues an interim response, unless the client leaves too many lying: they are hints, and may be lost.
+    /// Whoever calls is polled by the connection's task, which sends it.
+    pub fn queue_interim(&self, response: &[u8]) {
+        let mut interim = self.interim.borrow_mut();
+        if interim.len() + response.len() <= MAX_INTERIM {
+            interim.extend_from_slice(response);
+        }
+    }
+}
+
+/// Bytes of interim responses that wait for the client.
+const MAX_INTERIM: usize = 64 * 1024;
