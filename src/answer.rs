@@ -15,6 +15,8 @@ use crate::access_log::Journal;
 use crate::error::Failure;
 use crate::exchange::Exchange;
 use crate::flight::Flight;
+use crate::memory::Budget;
+use crate::read_ahead::ReadAhead;
 use crate::upstream::Relay;
 
 /// A response body with the record that it closes.
@@ -28,11 +30,24 @@ pub struct AnswerBody {
     recording: Option<Recording>,
 }
 
+/// How far answers may be read ahead.
+#[derive(Debug)]
+pub struct Bounds {
+    /// Bytes of one answer; 0 reads nothing ahead.
+    pub read_ahead: usize,
+    /// Of all.
+    pub budget: Budget,
+}
+
 #[derive(Debug)]
 enum Content {
     Ended,
+    /// It breaks off, once what there was of it has been written: hyper would drop that.
+    Broken(Failure),
     Whole(Bytes),
     Relayed(Relay),
+    /// One that a slow client may leave lying.
+    ReadAhead(Rc<ReadAhead>, SizeHint),
 }
 
 /// An exchange under way. Dropping it writes the record.
@@ -70,12 +85,24 @@ impl fmt::Debug for Recording {
 
 impl AnswerBody {
     /// The app's response.
-    pub fn relay(response: Response<Relay>, recording: Recording) -> Response<Self> {
+    pub fn relay(response: Response<Relay>, recording: Recording, bounds: &Bounds) -> Response<Self> {
         recording.exchange.status.set(response.status().as_u16());
+        // The head: whatever its length, it has to be written before the body may break off.
+        recording.flight.hand_out(1);
         let length =
             response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let described = length.filter(|_| response.status() == StatusCode::NOT_MODIFIED);
-        response.map(|relay| Self { content: Content::Relayed(relay), described, recording: Some(recording) })
+        let size = response.body().size_hint();
+        response.map(|relay| {
+            let content = if bounds.read_ahead == 0 || size.upper().is_some_and(|size| size <= SMALL) {
+                Content::Relayed(relay)
+            } else {
+                let answer = Rc::new(ReadAhead::new(relay, bounds.read_ahead, bounds.budget.clone()));
+                recording.flight.allow_read_ahead(&answer);
+                Content::ReadAhead(answer, size)
+            };
+            Self { content, described, recording: Some(recording) }
+        })
     }
 
     /// No body, and no record yet.
@@ -101,15 +128,27 @@ impl Body for AnswerBody {
     type Error = Failure;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let frame = match &mut self.content {
+        let this = &mut *self;
+        let frame = match &mut this.content {
             Content::Ended => return Poll::Ready(None),
             Content::Whole(bytes) => {
                 let bytes = std::mem::take(bytes);
-                self.content = Content::Ended;
+                this.content = Content::Ended;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            Content::Broken(failure) => Poll::Ready(Some(Err(*failure))),
             Content::Relayed(relay) => Pin::new(relay).poll_frame(cx),
+            Content::ReadAhead(answer, _) => match &this.recording {
+                Some(recording) if !recording.flight.may_hand_out(answer.piece()) => Poll::Pending,
+                _ => answer.poll_frame(cx),
+            },
         };
+        if let (Poll::Ready(Some(Err(failure))), Some(recording)) = (&frame, &this.recording)
+            && !recording.flight.may_hand_out(0)
+        {
+            this.content = Content::Broken(*failure);
+            return Poll::Pending;
+        }
         match &frame {
             Poll::Pending => {}
             Poll::Ready(None) => self.end(None),
@@ -118,6 +157,7 @@ impl Body for AnswerBody {
                 if let (Some(data), Some(recording)) = (frame.data_ref(), &self.recording) {
                     let out = &recording.exchange.bytes_out;
                     out.set(out.get() + data.len() as u64);
+                    recording.flight.hand_out(data.len());
                 }
                 if self.is_end_stream() {
                     self.end(None);
@@ -133,8 +173,10 @@ impl Body for AnswerBody {
         }
         match &self.content {
             Content::Ended => true,
+            Content::Broken(_) => false,
             Content::Whole(bytes) => bytes.is_empty(),
             Content::Relayed(relay) => relay.is_end_stream(),
+            Content::ReadAhead(answer, _) => answer.is_end_stream(),
         }
     }
 
@@ -143,9 +185,10 @@ impl Body for AnswerBody {
             return SizeHint::with_exact(length);
         }
         match &self.content {
-            Content::Ended => SizeHint::with_exact(0),
+            Content::Ended | Content::Broken(_) => SizeHint::with_exact(0),
             Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Relayed(relay) => relay.size_hint(),
+            Content::ReadAhead(_, size) => *size,
         }
     }
 }
@@ -154,13 +197,17 @@ impl Drop for AnswerBody {
     fn drop(&mut self) {
         // A body that nobody may send, as after HEAD, is dropped unread and yet complete.
         let complete = match &self.content {
+            Content::Broken(failure) => return self.end(Some((*failure).token())),
             Content::Ended | Content::Whole(_) => true,
             Content::Relayed(relay) => relay.is_end_stream(),
+            Content::ReadAhead(answer, _) => answer.is_end_stream(),
         };
         self.end((!complete).then_some(Failure::ClientGone.token()));
     }
 }
 
+/// Bytes of an answer that is taken whole, whether the client takes it or not.
+const SMALL: u64 = 64 * 1024;
 /// The log's word for what was cut at the end of `SHUTDOWN_TIMEOUT`.
 const SHUTDOWN: &str = "shutdown";
 

@@ -90,8 +90,16 @@ impl Server {
         let mut life = Life::New;
         let end = poll_fn(|cx| {
             wire.flight.timer().register(cx.waker());
-            if let Poll::Ready(outcome) = Pin::new(&mut connection).poll(cx) {
-                return Poll::Ready(End::Finished(outcome));
+            loop {
+                if let Poll::Ready(outcome) = Pin::new(&mut connection).poll(cx) {
+                    return Poll::Ready(End::Finished(outcome));
+                }
+                if !wire.flight.is_to_be_asked_again() {
+                    break;
+                }
+            }
+            if wire.flight.is_blocked() {
+                wire.flight.poll_read_ahead(cx);
             }
             if wire.is_answered() {
                 life = Life::Used;
@@ -144,7 +152,7 @@ impl Server {
         if let Some(what) = wire.flight.overdue() {
             return Poll::Ready(End::Overdue(what));
         }
-        if wire.is_write_blocked() {
+        if wire.flight.is_blocked() {
             return Poll::Pending;
         }
         if let Some(failure) = wire.flight.violation() {

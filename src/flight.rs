@@ -3,12 +3,14 @@
 //! for all its exchanges, which follow each other; an HTTP/2 stream has one of its own.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
 use crate::error::Failure;
+use crate::read_ahead::ReadAhead;
 use crate::timers::Timer;
 
 /// The shared state of an exchange in flight.
@@ -26,6 +28,16 @@ pub struct Flight {
     last_read: Cell<Instant>,
     /// What to write before the final response: interim ones.
     pub(crate) interim: RefCell<BytesMut>,
+    /// The answer, if it can be read ahead.
+    read_ahead: RefCell<Weak<ReadAhead>>,
+    /// Whether the two below are kept.
+    keeps_pace: Cell<bool>,
+    /// Bytes of the answer that were handed out and not written.
+    unwritten: Cell<usize>,
+    /// Whether the client leaves what was written lying.
+    blocked: Cell<bool>,
+    /// Whether more of the answer was wanted than is good while some is unwritten.
+    held_back: Cell<bool>,
 }
 
 /// What has to happen before the timer fires.
@@ -56,6 +68,11 @@ impl Flight {
             cut: Cell::new(false),
             last_read: Cell::new(Instant::now()),
             interim: RefCell::default(),
+            read_ahead: RefCell::default(),
+            keeps_pace: Cell::new(false),
+            unwritten: Cell::new(0),
+            blocked: Cell::new(false),
+            held_back: Cell::new(false),
         })
     }
 
@@ -93,6 +110,8 @@ impl Flight {
     /// A request head is complete, and its exchange begins.
     pub fn begin(&self) {
         self.under_way.set(true);
+        self.unwritten.set(0);
+        self.held_back.set(false);
         self.waiting_for.set(WaitingFor::Nothing);
         self.timer.disarm();
     }
@@ -135,6 +154,57 @@ impl Flight {
     /// When the current request was read.
     pub fn last_read(&self) -> Instant {
         self.last_read.get()
+    }
+
+    /// An answer that may be read ahead begins.
+    pub fn allow_read_ahead(&self, answer: &Rc<ReadAhead>) {
+        self.read_ahead.replace(Rc::downgrade(answer));
+    }
+
+    /// Reads the answer ahead, if it can be.
+    pub fn poll_read_ahead(&self, cx: &mut Context<'_>) {
+        let answer = self.read_ahead.borrow().upgrade();
+        if let Some(answer) = answer {
+            answer.poll_fill(self.unwritten.get(), cx);
+        }
+    }
+
+    /// Whoever writes the answer says what has been written: [`Flight::wrote`] and [`Flight::set_blocked`].
+    pub fn keep_pace(&self) {
+        self.keeps_pace.set(true);
+    }
+
+    /// Whether more of the answer may be handed out while at most `unwritten` bytes wait to be written. If not,
+    /// remembers that it was wanted.
+    pub fn may_hand_out(&self, unwritten: usize) -> bool {
+        let may = !self.keeps_pace.get() || (!self.blocked.get() && self.unwritten.get() <= unwritten);
+        self.held_back.set(!may);
+        may
+    }
+
+    /// Bytes of the answer are handed out.
+    pub fn hand_out(&self, bytes: usize) {
+        self.unwritten.set(self.unwritten.get() + bytes);
+    }
+
+    /// Bytes were written, of the answer or of its framing.
+    pub fn wrote(&self, bytes: usize) {
+        self.unwritten.set(self.unwritten.get().saturating_sub(bytes));
+    }
+
+    /// Whether the client takes what is written. Returns what was known before.
+    pub fn set_blocked(&self, blocked: bool) -> bool {
+        self.blocked.replace(blocked)
+    }
+
+    /// Whether the client leaves what was written lying.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.get()
+    }
+
+    /// Whether what was held back can be had now.
+    pub fn is_to_be_asked_again(&self) -> bool {
+        self.held_back.get() && !self.blocked.get() && self.unwritten.get() == 0
     }
 
     /// Queues an interim response, unless the client leaves too many lying: they are hints, and may be lost.

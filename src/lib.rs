@@ -8,8 +8,8 @@
 //! | 5 the process | `main`, [`run`], [`command`] |
 //! | 4 doors | [`listener`], [`worker`], [`connection`], [`drain`], [`admin`] |
 //! | 3 the life of a request | [`proxy`], [`answer`] |
-//! | 2 wires | [`wire`], [`body`], [`upstream`], [`tunnel`], [`flight`], [`socket`], [`timers`] |
-//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`log`] |
+//! | 2 wires | [`wire`], [`body`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`timers`] |
+//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
 //! *Downstream* is the client's side, *upstream* the app's. What is deliberately absent elsewhere:
@@ -37,10 +37,12 @@ pub mod exchange;
 pub mod flight;
 pub mod listener;
 pub mod log;
+pub mod memory;
 pub mod message;
 pub mod networks;
 pub mod policy;
 pub mod proxy;
+pub mod read_ahead;
 pub mod socket;
 pub mod timers;
 pub mod tunnel;
@@ -64,6 +66,7 @@ use crate::admin::Admin;
 use crate::config::{Config, TaskIp};
 use crate::drain::{Stage, Stop};
 use crate::log::{Repeats, Sink};
+use crate::memory::Budget;
 use crate::policy::{Hosts, OwnAddresses, Policy};
 use crate::upstream::Limit;
 use crate::worker::{Shared, Workers};
@@ -92,6 +95,7 @@ pub async fn run(config: Config, sink: Sink, stops: UnboundedReceiver<Stop>) -> 
         repeats: Arc::clone(&repeats),
         sink,
         limit: config.upstream_max_connections.map(Limit::new),
+        budget: Budget::new(memory::share_of(memory::container_limit())),
         stage: stages.clone(),
         started,
     };

@@ -31,7 +31,6 @@ pub struct Wire {
     /// Whether hyper has handed a request over and its answer is hyper's business. While it hasn't, what
     /// hyper writes is an error answer of its own, and ours is better.
     answering: Cell<bool>,
-    write_blocked: Cell<bool>,
     /// Whether the client has closed its side, or asked for more, while its answer is in the making.
     peeked: Cell<Peeked>,
     write_timeout: Duration,
@@ -48,13 +47,13 @@ impl Wire {
     /// The wire of a connection that has just been accepted. `write_timeout` bounds how long the client may
     /// leave an answer lying.
     pub fn new(socket: Socket, max_header_size: usize, flight: Rc<Flight>, write_timeout: Duration) -> Rc<Self> {
+        flight.keep_pace();
         Rc::new(Self {
             flight,
             socket: RefCell::new(socket),
             framing: RefCell::new(RequestFraming::new(max_header_size)),
             ahead: RefCell::default(),
             answering: Cell::new(false),
-            write_blocked: Cell::new(false),
             peeked: Cell::new(Peeked::Nothing),
             write_timeout,
         })
@@ -69,11 +68,6 @@ impl Wire {
     pub fn begin_exchange(&self) {
         self.answering.set(true);
         self.peeked.set(Peeked::Nothing);
-    }
-
-    /// Whether the client leaves what was written lying.
-    pub fn is_write_blocked(&self) -> bool {
-        self.write_blocked.get()
     }
 
     /// Whether any of the next request has been read.
@@ -104,7 +98,7 @@ impl Wire {
     /// When the client's connection is broken.
     pub fn poll_interim(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut interim = self.flight.interim.borrow_mut();
-        if self.write_blocked.get() && !interim.is_empty() {
+        if self.flight.is_blocked() && !interim.is_empty() {
             // The end of the last answer goes first.
             return Poll::Pending;
         }
@@ -124,7 +118,7 @@ impl Wire {
         let mut interim = self.flight.interim.borrow_mut();
         let mut socket = self.socket.borrow_mut();
         // Not into the middle of what hyper has begun to write.
-        while !self.write_blocked.get() && !interim.is_empty() {
+        while !self.flight.is_blocked() && !interim.is_empty() {
             let written = ready!(Pin::new(&mut *socket).poll_write(cx, &interim))?;
             interim.advance(written);
         }
@@ -155,7 +149,7 @@ impl Wire {
     /// Passes on what belongs to the current request of `new` bytes at the end of `buf`, keeps the rest.
     fn admit(&self, buf: &mut ReadBuf<'_>, before: usize) -> Poll<io::Result<()>> {
         let mut framing = self.framing.borrow_mut();
-        if framing.is_between_requests() && !self.write_blocked.get() {
+        if framing.is_between_requests() && !self.flight.is_blocked() {
             self.answering.set(false);
         }
         self.flight.has_read();
@@ -203,11 +197,15 @@ impl Wire {
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
             Poll::Pending => {
-                self.write_blocked.set(true);
+                self.flight.set_blocked(true);
                 self.flight.wait(WaitingFor::Client, self.write_timeout);
             }
-            Poll::Ready(_) if self.write_blocked.replace(false) => self.flight.arrived(WaitingFor::Client),
-            Poll::Ready(_) => {}
+            Poll::Ready(outcome) => {
+                self.flight.wrote(*outcome.as_ref().unwrap_or(&0));
+                if self.flight.set_blocked(false) {
+                    self.flight.arrived(WaitingFor::Client);
+                }
+            }
         }
         written
     }

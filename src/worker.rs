@@ -17,11 +17,13 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use crate::access_log::Journal;
+use crate::answer::Bounds;
 use crate::config::Config;
 use crate::connection::Server;
 use crate::drain::Stage;
 use crate::listener::Accepted;
 use crate::log::{Repeats, Sink};
+use crate::memory::Budget;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::timers::{TICK, Timers};
@@ -41,6 +43,8 @@ pub struct Shared {
     pub sink: Sink,
     /// `UPSTREAM_MAX_CONNECTIONS`.
     pub limit: Option<Arc<Limit>>,
+    /// The memory that bodies may be held in.
+    pub budget: Budget,
     /// How far stopping has come.
     pub stage: watch::Receiver<Stage>,
     /// When hostward started.
@@ -184,6 +188,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
             config: Arc::clone(config),
             policy: Arc::clone(&shared.policy),
             repeats: Arc::clone(&shared.repeats),
+            bounds: Bounds { read_ahead: config.buffer_responses, budget: shared.budget.clone() },
         },
         timers: Timers::new(),
         stage: Cell::new(*shared.stage.borrow()),

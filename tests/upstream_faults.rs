@@ -54,6 +54,27 @@ fn an_app_that_does_not_listen_is_502() {
 }
 
 #[test]
+fn what_came_of_an_answer_before_the_app_died_reaches_the_client() {
+    for (head, body) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", ""),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", "part"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", "part"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "4\r\npart\r\n"),
+    ] {
+        // In one segment with the FIN.
+        let task = Task::start(&[], move |talk| {
+            talk.send(format!("{head}{body}")).unwrap();
+            Then::Close
+        });
+        let mut client = task.client();
+        client.send(GET);
+        client.answer_head().expect(200);
+        assert_eq!(wire::text(&client.rest()), body, "{head}");
+        assert_eq!(task.hostward.request_line("/a")["error"], "connection_terminated");
+    }
+}
+
+#[test]
 fn an_app_that_comes_up_late_gets_the_waiting_request() {
     let address = App::nowhere();
     let hostward = before(address, "20s");

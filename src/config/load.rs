@@ -79,6 +79,7 @@ impl Reader {
             upstream_max_connections: self.count("HOSTWARD_UPSTREAM_MAX_CONNECTIONS"),
             ready_path: self.read("HOSTWARD_READY_PATH", |_, text| addresses::path(text)),
             forwarded: self.switch("HOSTWARD_FORWARDED", false),
+            buffer_responses: usize::try_from(self.size("HOSTWARD_BUFFER_RESPONSES")).unwrap_or(usize::MAX),
             max_body_size: Some(self.size("HOSTWARD_MAX_BODY_SIZE")).filter(|bytes| *bytes != 0),
             max_header_size: usize::try_from(self.size("HOSTWARD_MAX_HEADER_SIZE")).unwrap_or(usize::MAX),
             header_timeout: self.duration("HOSTWARD_HEADER_TIMEOUT"),

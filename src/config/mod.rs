@@ -134,6 +134,8 @@ pub struct Config {
     pub ready_path: Option<http::uri::PathAndQuery>,
     /// Whether the app gets an RFC 7239 `Forwarded` field.
     pub forwarded: bool,
+    /// Bytes of an answer that are read ahead of a slow client; 0 is none.
+    pub buffer_responses: usize,
     /// Bytes of a request body; `None` is no limit.
     pub max_body_size: Option<u64>,
     /// Bytes of a request head.

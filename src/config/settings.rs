@@ -252,6 +252,15 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "whether the app gets an RFC 7239 Forwarded field too",
     },
     Setting {
+        variable: "HOSTWARD_BUFFER_RESPONSES",
+        group: Group::Limits,
+        // Every slow client may take this much, up to the process's bound; a gibibyte is more than a task has.
+        kind: Kind::SizeOrNone(1 << 10, 1 << 30),
+        default: Default::Is("1MiB"),
+        example: "256KiB",
+        meaning: "how far an answer is read ahead of a slow client, so that the app's worker is free; 0 reads nothing ahead",
+    },
+    Setting {
         variable: "HOSTWARD_MAX_BODY_SIZE",
         group: Group::Limits,
         // A byte serves in tests; a pebibyte is more than a task's disk or a day's traffic.

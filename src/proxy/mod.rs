@@ -16,7 +16,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use crate::access_log::Journal;
-use crate::answer::{self, AnswerBody, Recording};
+use crate::answer::{self, AnswerBody, Bounds, Recording};
 use crate::body::{Limits, RequestBody};
 use crate::config::{Config, RejectStatus, show};
 use crate::error::{Failure, Side};
@@ -43,6 +43,8 @@ pub struct Proxy {
     pub journal: Rc<Journal>,
     /// What has been said in the log already.
     pub repeats: Arc<Repeats>,
+    /// How far answers are read ahead.
+    pub bounds: Bounds,
 }
 
 /// One client's connection, as far as its requests have to know.
@@ -104,7 +106,7 @@ impl Proxy {
         let exchange = begin(client, flight, &inbound);
         let recording = Recording::new(exchange, Rc::clone(&self.journal), Rc::clone(flight));
         match self.forward(client, flight, &recording.exchange, inbound).await {
-            Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording)),
+            Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording, &self.bounds)),
             Ok(Answer::Switched(response, app, early)) => {
                 recording.exchange.status.set(response.status().as_u16());
                 let tunnel = Tunnel::new(*app, early, self.config.tunnel_idle_timeout);

@@ -322,6 +322,13 @@ fn why(error: &hyper::Error) -> Failure {
 }
 
 impl Relay {
+    /// Whether to read from the app in small pieces from now on, because memory is short.
+    pub fn read_little(&self, little: bool) {
+        if let Some(connection) = &self.connection {
+            connection.stream.read_little(little);
+        }
+    }
+
     /// The connection has done its work: back to the pool, if it can be used again.
     fn finish(&mut self) {
         if let Some(mut connection) = self.connection.take() {

@@ -31,6 +31,8 @@ pub(super) struct Stream {
     answered: Cell<bool>,
     /// Whether the app's first bytes still have to be looked at for interim responses.
     awaiting_head: Cell<bool>,
+    /// Whether to read in small pieces.
+    little: Cell<bool>,
     /// Bytes of the response that have been looked at and not been passed on.
     looked_at: RefCell<BytesMut>,
 }
@@ -72,6 +74,7 @@ impl Stream {
             }),
             answered: Cell::new(true),
             awaiting_head: Cell::new(false),
+            little: Cell::new(false),
             looked_at: RefCell::default(),
         })
     }
@@ -88,12 +91,18 @@ impl Stream {
         self.awaiting_head.set(true);
     }
 
+    /// Reads in small pieces, or not any more.
+    pub(super) fn read_little(&self, little: bool) {
+        self.little.set(little);
+    }
+
     /// The exchange is over: what was kept for a second attempt goes.
     pub(super) fn end(&self) {
         let mut request = self.request.borrow_mut();
         request.client = None;
         request.sent.clear();
         request.sent.shrink_to(KEPT);
+        self.little.set(false);
     }
 
     /// Whether the request had to be sent a second time.
@@ -197,7 +206,7 @@ impl Stream {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_repeat(cx))?;
-            let read = ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, buf));
+            let read = ready!(self.read_some(cx, buf));
             let count = buf.filled().len() - before;
             match read {
                 Ok(()) if count > 0 => {}
@@ -223,6 +232,18 @@ impl Stream {
             buf.set_filled(before);
             self.send_interim(&mut looked_at);
         }
+    }
+
+    fn read_some(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut socket = self.socket.borrow_mut();
+        if !self.little.get() {
+            return Pin::new(&mut *socket).poll_read(cx, buf);
+        }
+        let mut little = ReadBuf::new(buf.initialize_unfilled_to(LITTLE.min(buf.remaining())));
+        ready!(Pin::new(&mut *socket).poll_read(cx, &mut little))?;
+        let count = little.filled().len();
+        buf.advance(count);
+        Poll::Ready(Ok(()))
     }
 
     /// Sends on the interim responses at the start of `bytes`.
@@ -288,5 +309,8 @@ impl AsyncWrite for StreamIo {
 const MAX_REPEATED: usize = 64 * 1024;
 /// Bytes of a buffer that an idle connection keeps.
 const KEPT: usize = 4 * 1024;
+/// Bytes of a small piece. hyper's buffers, which begin with 8 KiB, grow when a read fills them, and shrink when
+/// several don't.
+const LITTLE: usize = 8 * 1024 - 1;
 /// Bytes of one interim response. What is longer goes to hyper, which refuses it.
 const MAX_INTERIM: usize = 16 * 1024;
