@@ -8,7 +8,7 @@
 //! | 5 the process | `main`, [`run`], [`command`] |
 //! | 4 doors | [`listener`], [`worker`], [`connection`], [`drain`], [`admin`] |
 //! | 3 the life of a request | [`proxy`], [`answer`] |
-//! | 2 wires | [`wire`], [`body`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`timers`] |
+//! | 2 wires | [`proxy_protocol`], [`wire`], [`body`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`timers`] |
 //! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
@@ -42,6 +42,7 @@ pub mod message;
 pub mod networks;
 pub mod policy;
 pub mod proxy;
+pub mod proxy_protocol;
 pub mod read_ahead;
 pub mod socket;
 pub mod timers;

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +27,7 @@ use crate::log::{Repeats, Sink};
 use crate::memory::Budget;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
+use crate::proxy_protocol::{self, Refusal};
 use crate::timers::{TICK, Timers};
 use crate::upstream::connect::Connector;
 use crate::upstream::{Limit, Upstream};
@@ -222,10 +224,20 @@ async fn watch_stage(server: Rc<Server>, mut stage: watch::Receiver<Stage>) {
 fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded) {
     let server = Rc::clone(server);
     spawn_local(async move {
-        let Accepted { stream, remote, local, permit } = accepted;
-        server.serve(stream, remote, local).await;
+        let Accepted { mut stream, remote, local, permit } = accepted;
+        match client(&server.proxy, &mut stream, remote).await {
+            Ok(client) => server.serve(stream, client, local).await,
+            Err(refusal) => server.proxy.report_connection(refusal, remote.ip().to_canonical()),
+        }
         drop((permit, loaded));
     });
+}
+
+/// Who is at the other end: the peer, or whom it names in a PROXY header.
+async fn client(proxy: &Proxy, stream: &mut TcpStream, peer: SocketAddr) -> Result<SocketAddr, Refusal> {
+    let Proxy { config, policy, .. } = proxy;
+    let trusted = policy.trusted.contains(peer.ip());
+    proxy_protocol::client(stream, peer, trusted, config.proxy_protocol, config.header_timeout).await
 }
 
 /// Counts a connection as long as it lives, also when its task panics.

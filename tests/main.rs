@@ -18,6 +18,7 @@ mod framing;
 mod host;
 mod inject;
 mod probe;
+mod proxy_protocol;
 mod read_ahead;
 mod readme;
 mod real_apps;

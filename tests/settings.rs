@@ -168,12 +168,9 @@ fn probes_need_a_canonical_host() {
 /// Nothing may be accepted and ignored.
 #[test]
 fn settings_of_features_to_come_are_unknown() {
-    for (name, value) in [
-        ("HOSTWARD_TLS", "self-signed"),
-        ("HOSTWARD_PROXY_PROTOCOL", "required"),
-        ("HOSTWARD_BUFFER_REQUESTS", "on"),
-        ("HOSTWARD_METRICS", "emf"),
-    ] {
+    for (name, value) in
+        [("HOSTWARD_TLS", "self-signed"), ("HOSTWARD_BUFFER_REQUESTS", "on"), ("HOSTWARD_METRICS", "emf")]
+    {
         assert_line(&mistakes(&[HOSTS, (name, value)]), &[name]);
     }
     for upstream in ["uwsgi://127.0.0.1:3031", "h2c://127.0.0.1:8000"] {

@@ -13,8 +13,8 @@ use super::mistake::{Mistake, Mistakes};
 use super::reader::Reader;
 use super::values::{self, Fault};
 use super::{
-    AccessLog, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Protocol, RejectStatus, TaskIp, Upstream,
-    addresses,
+    AccessLog, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Protocol, ProxyProtocol, RejectStatus,
+    TaskIp, Upstream, addresses,
 };
 use crate::networks::Networks;
 use crate::policy::{HostPattern, HostPolicy, HostRewrite, Hosts, ProbeHosts, Rules};
@@ -70,6 +70,11 @@ impl Reader {
                     addresses::socket_address(text).map(Some)
                 })
                 .flatten(),
+            proxy_protocol: match self.word("HOSTWARD_PROXY_PROTOCOL") {
+                "optional" => ProxyProtocol::Optional,
+                "required" => ProxyProtocol::Required,
+                _ => ProxyProtocol::Off,
+            },
             max_connections: self.count("HOSTWARD_MAX_CONNECTIONS"),
             upstream: self.read("HOSTWARD_UPSTREAM", |_, text| addresses::upstream(text)).unwrap_or_else(nowhere),
             upstream_connect_timeout: self.duration("HOSTWARD_UPSTREAM_CONNECT_TIMEOUT"),
@@ -221,6 +226,15 @@ impl Reader {
                     "Example: www.example.com."
                 },
             ));
+        }
+        if config.proxy_protocol != ProxyProtocol::Off
+            && config.rules.trusted.is_empty()
+            && !self.wrong("HOSTWARD_TRUSTED_PROXIES")
+        {
+            self.conflict(
+                "HOSTWARD_PROXY_PROTOCOL",
+                "HOSTWARD_TRUSTED_PROXIES is none, so nobody would be believed".into(),
+            );
         }
         let upstream_is_right = !self.wrong("HOSTWARD_UPSTREAM");
         let listeners = [("HOSTWARD_LISTEN", Some(config.listen)), ("HOSTWARD_ADMIN_LISTEN", config.admin_listen)];

@@ -116,6 +116,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where `/livez` and `/readyz` are served.
     pub admin_listen: Option<SocketAddr>,
+    /// Whether a PROXY header says who has connected.
+    pub proxy_protocol: ProxyProtocol,
     /// Downstream connections at once; `None` takes it from the limit on file descriptors.
     pub max_connections: Option<usize>,
     /// The app.
@@ -173,6 +175,17 @@ pub enum RejectStatus {
     Answer(http::StatusCode),
     /// The connection is closed without an answer (nginx's 444).
     Close,
+}
+
+/// `HOSTWARD_PROXY_PROTOCOL`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// Nobody sends a header.
+    Off,
+    /// A trusted peer may send one.
+    Optional,
+    /// There are no other connections than a trusted peer's with a header.
+    Required,
 }
 
 /// `HOSTWARD_TASK_IP`

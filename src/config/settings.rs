@@ -166,6 +166,14 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "where /livez and /readyz are served",
     },
     Setting {
+        variable: "HOSTWARD_PROXY_PROTOCOL",
+        group: Group::Listening,
+        kind: Kind::Word(&["off", "optional", "required"]),
+        default: Default::Is("off"),
+        example: "required",
+        meaning: "whether trusted proxies say in a PROXY header (v1 or v2) who has connected to them, as a Network Load Balancer can; optional admits connections without one",
+    },
+    Setting {
         variable: "HOSTWARD_MAX_CONNECTIONS",
         group: Group::Listening,
         // A million sockets is what a process may open where nobody limits it (fs.nr_open).

@@ -27,6 +27,7 @@ use crate::message::forwarding::Peer;
 use crate::message::{fields, upgrade};
 use crate::policy::{Policy, Refusal, Rule, Verdict};
 use crate::proxy::request::{Inbound, make_request_id};
+use crate::proxy_protocol;
 use crate::tunnel::Tunnel;
 use crate::upstream::{Answer, Upstream};
 
@@ -226,6 +227,15 @@ impl Proxy {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
+    }
+
+    /// One event in the log for a connection that was closed before it said anything in HTTP.
+    pub fn report_connection(&self, refusal: proxy_protocol::Refusal, peer: IpAddr) {
+        let message = "connection refused";
+        if let Some(repeated) = self.repeats.admit(message, refusal.name(), Instant::now()) {
+            let (reason, hint) = (refusal.name(), refusal.hint());
+            tracing::warn!(reason, error = %refusal, peer_ip = %peer, repeated, hint, "{message}");
+        }
     }
 
     /// One event in the log, unless it has been said within the minute.
