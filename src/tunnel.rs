@@ -1,5 +1,6 @@
 //! After a 101: bytes both ways until both sides have closed, or nobody has said anything for too long.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -88,32 +89,44 @@ impl Half {
                 self.buffer.advance(written);
                 self.moved += written as u64;
             }
-            match self.state {
+            let moved = match self.state {
                 HalfState::Closed => return Poll::Ready(Ok(())),
                 HalfState::Ended => {
                     ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                     self.state = HalfState::Closed;
                     return Poll::Ready(Ok(()));
                 }
-                HalfState::Open => {
-                    // No buffer is kept while the tunnel is silent.
-                    let mut space = [0; READ];
-                    let mut read = ReadBuf::new(&mut space);
+                HalfState::Open => SPACE.with_borrow_mut(|space| {
+                    let mut read = ReadBuf::new(space);
                     ready!(Pin::new(&mut *from).poll_read(cx, &mut read))?;
-                    if read.filled().is_empty() {
+                    let bytes = read.filled();
+                    if bytes.is_empty() {
                         self.state = HalfState::Ended;
-                    } else {
-                        self.buffer = BytesMut::from(read.filled());
+                        return Poll::Ready(Ok(()));
                     }
-                }
-            }
+                    // Mostly all of it, and nothing has to be kept.
+                    let written = match Pin::new(&mut *to).poll_write(cx, bytes) {
+                        Poll::Ready(written) => written?,
+                        Poll::Pending => 0,
+                    };
+                    self.moved += written as u64;
+                    self.buffer = BytesMut::from(&bytes[written..]);
+                    Poll::Ready(io::Result::Ok(()))
+                }),
+            };
+            ready!(moved)?;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
+thread_local! {
+    /// What all tunnels of a worker read into. A silent tunnel keeps no buffer.
+    static SPACE: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
+}
+
 /// Bytes of one read.
-const READ: usize = 16 * 1024;
+const READ: usize = 64 * 1024;
 /// Reads in a row.
 const TURNS: usize = 8;
