@@ -1,6 +1,5 @@
-//! The request body on its way to the app: hyper's, counted, limited and timed.
+//! The request body on its way to the app: what comes in, counted, limited and timed.
 
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -8,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::error::Failure;
 use crate::exchange::Exchange;
 use crate::flight::{Flight, WaitingFor};
+use crate::incoming::Incoming;
 use crate::message::fields;
 
 /// A request body as the app gets it.
@@ -92,7 +91,7 @@ impl Streamed {
         }
         match frame {
             None => Poll::Ready(None),
-            Some(Err(error)) => Poll::Ready(Some(Err(why(&error)))),
+            Some(Err(failure)) => Poll::Ready(Some(Err(failure))),
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref() {
                     let read = self.exchange.bytes_in.get() + data.len() as u64;
@@ -106,17 +105,5 @@ impl Streamed {
                 Poll::Ready(Some(Ok(frame)))
             }
         }
-    }
-}
-
-/// hyper's reason: the connection ended in the middle of the body, or its trailers or chunk extensions are more
-/// than hyper takes.
-fn why(error: &hyper::Error) -> Failure {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    match cause.map(io::Error::kind) {
-        Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
-            Failure::Malformed("the request body's chunks can't be read")
-        }
-        _ => Failure::ClientGone,
     }
 }

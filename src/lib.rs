@@ -8,7 +8,7 @@
 //! | 5 the process | `main`, [`run`], [`command`] |
 //! | 4 doors | [`listener`], [`worker`], [`connection`], [`drain`], [`admin`] |
 //! | 3 the life of a request | [`proxy`], [`answer`] |
-//! | 2 wires | [`proxy_protocol`], [`wire`], [`body`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`timers`] |
+//! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`timers`] |
 //! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
@@ -35,6 +35,7 @@ pub mod drain;
 pub mod error;
 pub mod exchange;
 pub mod flight;
+pub mod incoming;
 pub mod listener;
 pub mod log;
 pub mod memory;
@@ -43,6 +44,7 @@ pub mod networks;
 pub mod policy;
 pub mod proxy;
 pub mod proxy_protocol;
+pub mod pump;
 pub mod read_ahead;
 pub mod socket;
 pub mod timers;

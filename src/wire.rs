@@ -33,7 +33,19 @@ pub struct Wire {
     answering: Cell<bool>,
     /// Whether the client has closed its side, or asked for more, while its answer is in the making.
     peeked: Cell<Peeked>,
+    /// Whether the connection may begin with HTTP/2's preface.
+    preface: Cell<Preface>,
     write_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Preface {
+    /// It may: what has come is the beginning of one, and waits in `ahead`.
+    Possible,
+    /// It does not.
+    Absent,
+    /// It does.
+    Found,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +58,14 @@ enum Peeked {
 impl Wire {
     /// The wire of a connection that has just been accepted. `write_timeout` bounds how long the client may
     /// leave an answer lying.
-    pub fn new(socket: Socket, max_header_size: usize, flight: Rc<Flight>, write_timeout: Duration) -> Rc<Self> {
+    /// `detect` looks for HTTP/2's preface.
+    pub fn new(
+        socket: Socket,
+        max_header_size: usize,
+        flight: Rc<Flight>,
+        write_timeout: Duration,
+        detect: bool,
+    ) -> Rc<Self> {
         flight.keep_pace();
         Rc::new(Self {
             flight,
@@ -55,6 +74,7 @@ impl Wire {
             ahead: RefCell::default(),
             answering: Cell::new(false),
             peeked: Cell::new(Peeked::Nothing),
+            preface: Cell::new(if detect { Preface::Possible } else { Preface::Absent }),
             write_timeout,
         })
     }
@@ -62,6 +82,16 @@ impl Wire {
     /// The socket, for what comes before and after hyper. Not to be held across an await.
     pub fn socket(&self) -> RefMut<'_, Socket> {
         self.socket.borrow_mut()
+    }
+
+    /// Whether the connection has begun with HTTP/2's preface. Nothing of it has been passed on.
+    pub fn is_preface(&self) -> bool {
+        self.preface.get() == Preface::Found
+    }
+
+    /// The socket, and what has been read and not been passed on.
+    pub fn into_socket(self) -> (Socket, BytesMut) {
+        (self.socket.into_inner(), self.ahead.into_inner())
     }
 
     /// hyper has handed a request over.
@@ -173,7 +203,22 @@ impl Wire {
         if self.flight.violation().is_some() {
             return Poll::Pending;
         }
+        if self.preface.get() == Preface::Found {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
+        while self.preface.get() == Preface::Possible {
+            ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, buf))?;
+            if !self.detect(buf, before) {
+                continue;
+            }
+            if self.preface.get() == Preface::Found {
+                return Poll::Pending;
+            }
+            if buf.filled().len() > before {
+                return self.admit(buf, before);
+            }
+        }
         if self.ahead.borrow().is_empty() {
             ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, buf))?;
             if buf.filled().len() == before {
@@ -191,6 +236,30 @@ impl Wire {
             return admitted;
         }
         self.admit(buf, before)
+    }
+
+    /// Compares the connection's first bytes with HTTP/2's preface, and keeps them back while they could be one.
+    /// True once it is decided. An HTTP/1.1 request nearly always is with its first byte.
+    fn detect(&self, buf: &mut ReadBuf<'_>, before: usize) -> bool {
+        let new = &buf.filled()[before..];
+        let mut ahead = self.ahead.borrow_mut();
+        let expected = &PREFACE[ahead.len()..];
+        let compared = new.len().min(expected.len());
+        if !new.is_empty() && new[..compared] == expected[..compared] {
+            let whole = compared == expected.len();
+            ahead.extend_from_slice(new);
+            buf.set_filled(before);
+            if whole {
+                self.preface.set(Preface::Found);
+            }
+            return whole;
+        }
+        self.preface.set(Preface::Absent);
+        if !ahead.is_empty() {
+            ahead.extend_from_slice(new);
+            buf.set_filled(before);
+        }
+        true
     }
 
     /// Accounts for one attempt of hyper's to write.
@@ -261,3 +330,5 @@ impl AsyncWrite for WireIo {
 /// How long after a request a FIN still counts as part of it. A client that shuts its side down does so in
 /// the same breath; one that gives up has waited.
 const HALF_CLOSE_WINDOW: Duration = Duration::from_millis(100);
+/// RFC 9113 §3.4: how every HTTP/2 connection begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

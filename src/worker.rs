@@ -20,7 +20,7 @@ use tokio::task::spawn_local;
 use crate::access_log::Journal;
 use crate::answer::Bounds;
 use crate::config::Config;
-use crate::connection::Server;
+use crate::connection::{Protocol, Server};
 use crate::drain::Stage;
 use crate::listener::Accepted;
 use crate::log::{Repeats, Sink};
@@ -28,6 +28,7 @@ use crate::memory::Budget;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy_protocol::{self, Refusal};
+use crate::socket::Socket;
 use crate::timers::{TICK, Timers};
 use crate::upstream::connect::Connector;
 use crate::upstream::{Limit, Upstream};
@@ -226,7 +227,7 @@ fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded) {
     spawn_local(async move {
         let Accepted { mut stream, remote, local, permit } = accepted;
         match client(&server.proxy, &mut stream, remote).await {
-            Ok(client) => server.serve(stream, client, local).await,
+            Ok(client) => server.serve(Socket::Tcp(stream), client, local, Protocol::Detect).await,
             Err(refusal) => server.proxy.report_connection(refusal, remote.ip().to_canonical()),
         }
         drop((permit, loaded));

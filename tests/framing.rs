@@ -218,7 +218,6 @@ fn other_versions_of_http_are_refused() {
             b"GET / http/1.1\r\nHost: www.example.com\r\n\r\n",
             b"GET / FTP/1.1\r\nHost: www.example.com\r\n\r\n",
             b"GET / HTTP/1.1x\r\nHost: www.example.com\r\n\r\n",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
         ],
         &[400, 505],
     );

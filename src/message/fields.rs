@@ -79,6 +79,13 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
     }
 }
 
+/// Strips from a response's trailer section what is connection-specific or frames a message.
+pub fn strip_response_trailers(trailers: &mut HeaderMap) {
+    strip_response(trailers);
+    trailers.remove(header::CONTENT_LENGTH);
+    trailers.remove(header::HOST);
+}
+
 /// RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is
 /// forwarded and, for each connection-option in this field, remove any header or trailer field(s) from the
 /// message with the same name as the connection-option". It may stand on several lines: all of them count.

@@ -1,6 +1,9 @@
 //! Interim responses (1xx) on their way from the app to the client. RFC 9110 §15.2: "A proxy MUST forward 1xx
 //! responses unless the proxy itself requested the generation of the 1xx response."
 
+use bytes::BytesMut;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
 /// Where an interim response at the start of `bytes` ends, if one stands there whole. `101` is final for us:
 /// it ends HTTP on the connection.
 pub fn find(bytes: &[u8]) -> Found {
@@ -50,6 +53,24 @@ pub fn rewrite(head: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// One response as [`rewrite`] wrote it, taken from the front of `bytes`: for HTTP/2, which has other words for it.
+pub fn take(bytes: &mut BytesMut) -> Option<Response<()>> {
+    let Found::Interim(length) = find(bytes) else { return None };
+    let head = bytes.split_to(length);
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut parsed = httparse::Response::new(&mut fields);
+    if !parsed.parse(&head).is_ok_and(|status| status.is_complete()) {
+        return None;
+    }
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(parsed.code?).ok()?;
+    for field in parsed.headers.iter() {
+        let (name, value) = (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value));
+        response.headers_mut().append(name.ok()?, value.ok()?);
+    }
+    Some(response)
+}
+
 const STATUS_LINE: &[u8] = b"HTTP/1.1 ";
 /// Nobody hints at more.
 const MAX_FIELDS: usize = 64;
@@ -71,6 +92,16 @@ mod tests {
         assert_eq!(find(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), Found::Final);
         assert_eq!(find(b"HTTP/1.1 200 OK\r\n\r\n"), Found::Final);
         assert_eq!(find(b"nonsense"), Found::Final);
+    }
+
+    #[test]
+    fn queued_responses_are_taken_one_by_one() {
+        let mut queue =
+            BytesMut::from(&b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"[..]);
+        assert_eq!(take(&mut queue).unwrap().status(), 100);
+        let hints = take(&mut queue).unwrap();
+        assert_eq!((hints.status().as_u16(), &hints.headers()["link"]), (103, &HeaderValue::from_static("</a>")));
+        assert!(take(&mut queue).is_none() && queue.is_empty());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod fields;
 pub mod forwarding;
+pub mod frames;
 pub mod framing;
 pub mod interim;
 pub mod upgrade;

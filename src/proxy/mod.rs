@@ -13,7 +13,6 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 
 use crate::access_log::Journal;
 use crate::answer::{self, AnswerBody, Bounds, Recording};
@@ -22,6 +21,7 @@ use crate::config::{Config, RejectStatus, show};
 use crate::error::{Failure, Side};
 use crate::exchange::{self, Exchange};
 use crate::flight::{Flight, WaitingFor};
+use crate::incoming::Incoming;
 use crate::log::Repeats;
 use crate::message::forwarding::Peer;
 use crate::message::{fields, upgrade};
@@ -131,7 +131,7 @@ impl Proxy {
         exchange.decision.set(verdict.decision());
         exchange.rule.set(verdict.rule());
         let length = inbound.length;
-        let takes_interim = head.version == Version::HTTP_11;
+        let takes_interim = head.version >= Version::HTTP_11;
         let origin =
             request::rewrite(&mut head, inbound, verdict, &client.peer, client.scheme, &self.config, &self.policy)?;
         let websocket = head.headers.contains_key(header::UPGRADE);

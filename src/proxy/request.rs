@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Uri, Version};
+use http::{HeaderMap, Method, Uri, Version};
 
 use crate::config::Config;
 use crate::error::Failure;
@@ -51,6 +51,9 @@ impl Inbound {
             (None, None) if target.path() == "*" && *method == Method::OPTIONS => line.cloned(),
             _ => return Err(Failure::Malformed("the request target")),
         };
+        if *version == Version::HTTP_2 {
+            check_http2(head, line)?;
+        }
         let mut expectations = headers.get_all(header::EXPECT).iter();
         if !expectations.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
             return Err(Failure::Expectation);
@@ -58,6 +61,29 @@ impl Inbound {
         let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         Ok(Self { host, length: length.unwrap_or_default() })
     }
+}
+
+/// What HTTP/2 allows on the wire and nobody means. The `h2` crate has refused the rest: connection-specific
+/// fields, a `TE` other than `trailers`, missing or repeated pseudo-fields, and lengths that don't fit.
+fn check_http2(head: &Parts, host: Option<&HeaderValue>) -> Result<(), Failure> {
+    match (head.uri.authority(), host) {
+        // RFC 9113 §8.3.1: "A server SHOULD treat a request as malformed if it contains a Host header field that
+        // identifies an entity that differs from the entity in the \":authority\" pseudo-header field."
+        (Some(authority), Some(host)) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
+            return Err(Failure::Malformed("a Host that differs from :authority"));
+        }
+        (None, None) => return Err(Failure::Malformed("neither :authority nor Host")),
+        _ => {}
+    }
+    let path = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    let visible = path.bytes().all(|b| b.is_ascii_graphic());
+    if !visible || !(path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS)) {
+        return Err(Failure::Malformed("the :path"));
+    }
+    if head.headers.len() > MAX_FIELDS {
+        return Err(Failure::HeadTooLarge);
+    }
+    Ok(())
 }
 
 /// The policy's verdict about a request.
@@ -122,9 +148,23 @@ pub fn rewrite(
     if head.uri.scheme().is_some() {
         head.uri = origin_form(&head.uri);
     }
+    if head.version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
     head.version = Version::HTTP_11;
     head.extensions.clear();
     Ok(origin)
+}
+
+/// RFC 9113 §8.2.3: the lines of a `Cookie` that was split for HTTP/2 "MUST be concatenated into a single octet
+/// string using the two-octet delimiter of 0x3b, 0x20".
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
+        let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, joined);
+        }
+    }
 }
 
 /// RFC 9112 §3.2.1: what a server is sent. An absolute form without a path asks for `/`.
@@ -142,3 +182,6 @@ pub fn make_request_id() -> HeaderValue {
     }
     HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).unwrap_or(HeaderValue::from_static("0"))
 }
+
+/// Field lines; as many as an HTTP/1.1 request may have.
+const MAX_FIELDS: usize = 100;

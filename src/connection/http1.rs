@@ -1,44 +1,30 @@
-//! One client's connection, from accept to close: hyper in the middle, timeouts and stopping around it, and
-//! an answer to everything that hyper would drop in silence.
+//! One client's HTTP/1.1 connection: hyper in the middle, timeouts and stopping around it, and an answer to
+//! everything that hyper would drop in silence.
 
-use std::cell::Cell;
 use std::future::poll_fn;
-use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::task::{Context, Poll, Waker};
 
+use bytes::BytesMut;
 use http::StatusCode;
 use http::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite;
 
 use crate::answer::{self, Recording};
+use crate::connection::{BUFFER, LAST_CALL, Server, linger};
 use crate::drain::Stage;
 use crate::error::Failure;
 use crate::exchange::Exchange;
 use crate::flight::{Flight, WaitingFor};
+use crate::incoming::Incoming;
 use crate::proxy::request::make_request_id;
-use crate::proxy::{Client, Proxy, Silence};
+use crate::proxy::{Client, Silence};
 use crate::socket::Socket;
-use crate::timers::Timers;
 use crate::wire::{Wire, WireIo};
-
-/// What a worker needs to serve connections.
-#[derive(Debug)]
-pub struct Server {
-    /// What answers the requests.
-    pub proxy: Proxy,
-    /// The worker's timers.
-    pub timers: Rc<Timers>,
-    /// How far stopping has come.
-    pub stage: Cell<Stage>,
-}
 
 /// How far a connection has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,18 +50,26 @@ enum End {
     Gone,
     /// hostward stops.
     Stopping,
+    /// It is an HTTP/2 connection.
+    Preface,
 }
 
 impl Server {
-    /// Serves a connection until it is closed.
-    pub async fn serve(&self, stream: TcpStream, remote: SocketAddr, local: SocketAddr) {
+    /// Serves a connection until it is closed. When `detect` says that it may begin with HTTP/2's preface, and
+    /// it does, the socket is given back with what was read from it.
+    pub(super) async fn serve_http1(
+        &self,
+        socket: Socket,
+        client: &Client,
+        detect: bool,
+    ) -> Option<(Socket, BytesMut)> {
         let config = &self.proxy.config;
         let flight = Flight::new(self.timers.timer());
-        let wire = Wire::new(Socket::Tcp(stream), config.max_header_size, flight, config.body_timeout);
-        let client = Client::new(remote.ip(), local, &self.proxy.policy);
-        let service = service_fn(|request| async {
+        let wire = Wire::new(socket, config.max_header_size, flight, config.body_timeout, detect);
+        let service = service_fn(|request: http::Request<hyper::body::Incoming>| async {
             wire.begin_exchange();
-            let mut response = self.proxy.handle(&client, &wire.flight, request).await?;
+            let request = request.map(Incoming::Http1);
+            let mut response = self.proxy.handle(client, &wire.flight, request).await?;
             if self.stage.get() != Stage::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -112,25 +106,30 @@ impl Server {
         }
         // Drops the exchange under way, which records it.
         let read = connection.into_parts().read_buf;
+        if matches!(end, End::Preface) {
+            return Rc::into_inner(wire).map(Wire::into_socket);
+        }
 
         if let Some((tunnel, recording)) = client.take_tunnel()
             && matches!(end, End::Finished(Ok(())))
         {
-            let mut early = bytes::BytesMut::from(read);
+            let mut early = BytesMut::from(read);
             early.unsplit(wire.take_ahead());
             let cut = || self.stage.get() >= Stage::Closing;
-            return tunnel.run(&wire, early, &recording.exchange, cut).await;
+            tunnel.run(&wire, early, &recording.exchange, cut).await;
+            return None;
         }
         let failure = match end {
             End::Violation(failure) => failure,
             End::Overdue(WaitingFor::Head) => Failure::HeadTimeout,
             End::Finished(Err(error)) if error.is_parse_too_large() => Failure::HeadTooLarge,
             End::Finished(Err(error)) if error.is_parse() => Failure::Malformed("the request head can't be parsed"),
-            End::BrokenBody => return linger(&wire).await,
-            End::Finished(_) if wire.is_request_incomplete() => return linger(&wire).await,
-            End::Finished(_) | End::Gone | End::Stopping | End::Overdue(_) => return,
+            End::BrokenBody => return finish(&wire).await,
+            End::Finished(_) if wire.is_request_incomplete() => return finish(&wire).await,
+            End::Finished(_) | End::Gone | End::Stopping | End::Overdue(_) | End::Preface => return None,
         };
-        self.answer_unparsed(&wire, &client, failure).await;
+        self.answer_unparsed(&wire, client, failure).await;
+        None
     }
 
     /// Ready when something other than hyper ends the connection.
@@ -141,6 +140,9 @@ impl Server {
         }
         if self.stage.get() == Stage::Cut {
             return Poll::Ready(End::Stopping);
+        }
+        if wire.is_preface() {
+            return Poll::Ready(End::Preface);
         }
         if wire.flight.is_under_way() {
             return match wire.flight.overdue() {
@@ -187,7 +189,7 @@ impl Server {
         drop(Recording::new(exchange, Rc::clone(&self.proxy.journal), Rc::clone(&wire.flight)));
         // The bytes fit a socket's empty buffer; a client that has not made room for them gets none.
         if try_write(wire, &bytes) {
-            linger(wire).await;
+            linger(|| wire.socket()).await;
         }
     }
 }
@@ -201,32 +203,8 @@ fn try_write(wire: &Wire, bytes: &[u8]) -> bool {
         && Pin::new(&mut *socket).poll_flush(&mut idle).is_ready()
 }
 
-/// Closes so that the answer arrives: RFC 9112 §9.6, a close in two steps. A close with bytes unread would
-/// reset the connection, and the reset could overtake the answer.
-async fn linger(wire: &Wire) {
-    let drained = async {
-        poll_fn(|cx| Pin::new(&mut *wire.socket()).poll_shutdown(cx)).await?;
-        poll_fn(|cx| poll_drain(wire, cx)).await
-    };
-    // The peer has closed, or has had its time.
-    drop(tokio::time::timeout(LINGER, drained).await);
+/// Closes, and gives nothing back.
+async fn finish(wire: &Wire) -> Option<(Socket, BytesMut)> {
+    linger(|| wire.socket()).await;
+    None
 }
-
-/// Ready when the client has closed its side.
-fn poll_drain(wire: &Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    let mut space = [0; 4096];
-    loop {
-        let mut read = ReadBuf::new(&mut space);
-        ready!(Pin::new(&mut *wire.socket()).poll_read(cx, &mut read))?;
-        if read.filled().is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-    }
-}
-
-/// Bytes; hyper's smallest sensible bound, and the most that one direction of a connection may hold.
-const BUFFER: usize = 64 * 1024;
-/// How long a client that is still sending gets to read the answer.
-const LINGER: Duration = Duration::from_secs(2);
-/// How long a connection that was accepted at the very end gets for its request.
-const LAST_CALL: Duration = Duration::from_secs(1);

@@ -1,0 +1,171 @@
+//! An HTTP/2 client's socket, as the `h2` crate gets it: timed where the client leaves an answer lying, and
+//! watched for frames that only keep us busy.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::flight::{Flight, WaitingFor};
+use crate::message::frames::Meter;
+use crate::socket::Socket;
+
+/// The shared state of a client's HTTP/2 connection.
+pub(super) struct Link {
+    /// The connection's own; each stream has one too.
+    pub(super) flight: Rc<Flight>,
+    socket: RefCell<Socket>,
+    /// What was read before it was known what it is.
+    early: RefCell<BytesMut>,
+    /// Bytes of the preface that the meter has not seen.
+    preface: Cell<usize>,
+    meter: RefCell<Meter>,
+    /// What the client's frames may still cost.
+    credit: Cell<u64>,
+    /// Bytes written that have not become credit.
+    written: Cell<usize>,
+    refilled: Cell<Instant>,
+    exhausted: Cell<bool>,
+    write_blocked: Cell<bool>,
+    write_timeout: Duration,
+}
+
+impl Link {
+    pub(super) fn new(socket: Socket, early: BytesMut, flight: Rc<Flight>, write_timeout: Duration) -> Rc<Self> {
+        Rc::new(Self {
+            flight,
+            socket: RefCell::new(socket),
+            early: RefCell::new(early),
+            preface: Cell::new(PREFACE),
+            meter: RefCell::default(),
+            credit: Cell::new(MOST_CREDIT),
+            written: Cell::new(0),
+            refilled: Cell::new(Instant::now()),
+            exhausted: Cell::new(false),
+            write_blocked: Cell::new(false),
+            write_timeout,
+        })
+    }
+
+    /// The socket. Not to be held across an await.
+    pub(super) fn socket(&self) -> RefMut<'_, Socket> {
+        self.socket.borrow_mut()
+    }
+
+    /// Whether the client leaves what was written lying.
+    pub(super) fn is_write_blocked(&self) -> bool {
+        self.write_blocked.get()
+    }
+
+    /// Whether a request head is on its way.
+    pub(super) fn is_in_head(&self) -> bool {
+        self.meter.borrow().is_in_head()
+    }
+
+    /// Whether the client's frames have cost more than what it asked for is worth. Nothing more is read.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.exhausted.get()
+    }
+
+    /// Gives credit for a request that has been answered.
+    pub(super) fn earn(&self, credit: u64) {
+        self.credit.set((self.credit.get() + credit).min(MOST_CREDIT));
+    }
+
+    fn watch(&self, bytes: &[u8]) {
+        let preface = self.preface.get().min(bytes.len());
+        self.preface.set(self.preface.get() - preface);
+        let cost = self.meter.borrow_mut().feed(&bytes[preface..]);
+        if cost > self.credit.get() {
+            // The clock is read only here: nearly every connection lives on what its answers earn.
+            let passed = self.refilled.replace(Instant::now()).elapsed();
+            self.earn(u64::try_from(passed.as_millis()).unwrap_or(MOST_CREDIT) * CREDIT_PER_SECOND / 1000);
+        }
+        match self.credit.get().checked_sub(cost) {
+            Some(left) => self.credit.set(left),
+            None => self.exhausted.set(true),
+        }
+    }
+
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Pending => {
+                self.write_blocked.set(true);
+                self.flight.wait(WaitingFor::Client, self.write_timeout);
+            }
+            Poll::Ready(outcome) => {
+                if self.write_blocked.replace(false) {
+                    self.flight.arrived(WaitingFor::Client);
+                }
+                let written = self.written.get() + outcome.as_ref().map_or(0, |count| *count);
+                self.earn((written / BYTES_PER_CREDIT) as u64);
+                self.written.set(written % BYTES_PER_CREDIT);
+            }
+        }
+        written
+    }
+}
+
+/// The IO that `h2` gets.
+pub(super) struct LinkIo(pub(super) Rc<Link>);
+
+impl AsyncRead for LinkIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let link = &self.0;
+        if link.exhausted.get() {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let mut early = link.early.borrow_mut();
+        if early.is_empty() {
+            ready!(Pin::new(&mut *link.socket.borrow_mut()).poll_read(cx, buf))?;
+        } else {
+            let some = early.len().min(buf.remaining());
+            buf.put_slice(&early.split_to(some));
+        }
+        link.watch(&buf.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for LinkIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut *self.0.socket()).poll_write(cx, bytes);
+        self.0.wrote(written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut *self.0.socket()).poll_write_vectored(cx, slices);
+        self.0.wrote(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.socket()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.socket()).poll_shutdown(cx)
+    }
+}
+
+/// Bytes of the client's connection preface: RFC 9113 §3.4.
+const PREFACE: usize = 24;
+/// What a client may spend in a burst: a thousand resets, pings or settings.
+const MOST_CREDIT: u64 = 10_000;
+/// And what it may spend for ever: a hundred of them a second.
+const CREDIT_PER_SECOND: u64 = 1000;
+/// A client that reads has to say so, in window updates and in pings that measure the way.
+const BYTES_PER_CREDIT: usize = 1024;

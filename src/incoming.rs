@@ -1,0 +1,125 @@
+//! A client's request body as it comes in: hyper's or an HTTP/2 stream's, with the same reasons when it
+//! breaks off.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use http::HeaderMap;
+use http::header;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::error::Failure;
+use crate::flight::Flight;
+
+/// A request body on its way in.
+#[derive(Debug)]
+pub enum Incoming {
+    /// Of an HTTP/1.1 connection.
+    Http1(hyper::body::Incoming),
+    /// Of an HTTP/2 stream.
+    Http2(Streamed),
+}
+
+/// The body of one HTTP/2 request.
+#[derive(Debug)]
+pub struct Streamed {
+    stream: RecvStream,
+    /// The announced length. That the body has it is the `h2` crate's business.
+    length: Option<u64>,
+    data_ended: bool,
+    /// Where a `100 Continue` is to be sent before the body is waited for, if the client asked for one.
+    expecting: Option<Rc<Flight>>,
+}
+
+impl Incoming {
+    /// The body of the stream whose head has `fields`.
+    pub fn http2(stream: RecvStream, fields: &HeaderMap, flight: &Rc<Flight>) -> Self {
+        let length = fields.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let expecting = fields.contains_key(header::EXPECT).then(|| Rc::clone(flight));
+        Self::Http2(Streamed { stream, length, data_ended: false, expecting })
+    }
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        match &mut *self {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(|error| why(&error)),
+            Self::Http2(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) if body.stream.is_end_stream() => SizeHint::with_exact(0),
+            Self::Http2(body) => body.length.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+impl Streamed {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        if !self.data_ended {
+            let data = self.stream.poll_data(cx);
+            if data.is_pending()
+                && let Some(flight) = self.expecting.take()
+            {
+                // The exchange's task is who polls, and who sends it.
+                flight.queue_interim(CONTINUE);
+                cx.waker().wake_by_ref();
+            }
+            match ready!(data) {
+                Some(Ok(data)) => {
+                    if let Some(length) = &mut self.length {
+                        *length = length.saturating_sub(data.len() as u64);
+                    }
+                    // Whoever polls can take more. An error says that the stream is gone, as the next poll will.
+                    self.stream.flow_control().release_capacity(data.len()).ok();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(broken(&error)))),
+                None => self.data_ended = true,
+            }
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx));
+        Poll::Ready(match trailers {
+            Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Ok(None) => None,
+            Err(error) => Some(Err(broken(&error))),
+        })
+    }
+}
+
+/// hyper's reason: the connection ended in the middle of the body, or its trailers or chunk extensions are more
+/// than hyper takes.
+fn why(error: &hyper::Error) -> Failure {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.map(io::Error::kind) {
+        Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+            Failure::Malformed("the request body's chunks can't be read")
+        }
+        _ => Failure::ClientGone,
+    }
+}
+
+/// The stream's reason. What `h2` itself objects to, it has answered with a reset.
+fn broken(error: &h2::Error) -> Failure {
+    if error.is_library() { Failure::Malformed("the request's frames break HTTP/2") } else { Failure::ClientGone }
+}
+
+/// As HTTP/1.1 writes it: interim responses are queued so.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";

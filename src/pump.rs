@@ -1,0 +1,129 @@
+//! A body into an HTTP/2 stream, as fast as the other side makes room. What there is no room for stays in the
+//! body: one frame of it is held here, and nothing in the `h2` crate's buffers.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http::HeaderMap;
+use http_body::{Body, Frame};
+
+use crate::error::Failure;
+
+/// One message's body on its way out.
+#[derive(Debug)]
+pub struct Pump<B> {
+    body: B,
+    stream: SendStream<Bytes>,
+    /// Data that has been taken out of the body and not been sent.
+    held: Bytes,
+    rest: Rest,
+    blocked: bool,
+    /// Whether anything has been sent since it was last asked.
+    moved: bool,
+}
+
+/// What is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// More of the body.
+    More,
+    /// Nothing but what is held.
+    Held,
+    Nothing,
+}
+
+/// Why a body did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// The body itself broke off.
+    Body(Failure),
+    /// The other side reset the stream, or the connection is gone.
+    Refused,
+}
+
+impl<B: Body<Data = Bytes, Error = Failure> + Unpin> Pump<B> {
+    /// Sends `body` on `stream`, whose head has been sent.
+    pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
+        Self { body, stream, held: Bytes::new(), rest: Rest::More, blocked: false, moved: false }
+    }
+
+    /// Whether the other side leaves no room for what is to be sent.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Whether anything has been sent since the last call.
+    pub fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Sends what there is room for. Ready when everything has been handed over, or nothing more can be.
+    /// `trailers` edits the trailer section.
+    pub fn poll(&mut self, cx: &mut Context<'_>, trailers: fn(&mut HeaderMap)) -> Poll<Result<(), Stopped>> {
+        while self.rest != Rest::Nothing {
+            if self.stream.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Stopped::Refused));
+            }
+            if !self.held.is_empty() {
+                ready!(self.poll_held(cx))?;
+                continue;
+            }
+            if self.rest == Rest::Held {
+                break;
+            }
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            self.rest = match frame.map(|frame| frame.map(Frame::into_data)) {
+                None => {
+                    self.stream.send_data(Bytes::new(), true).map_err(|_| Stopped::Refused)?;
+                    Rest::Nothing
+                }
+                Some(Err(failure)) => {
+                    self.stream.send_reset(Reason::INTERNAL_ERROR);
+                    return Poll::Ready(Err(Stopped::Body(failure)));
+                }
+                Some(Ok(Ok(data))) => {
+                    let last = self.body.is_end_stream();
+                    if data.is_empty() && last {
+                        self.stream.send_data(data, true).map_err(|_| Stopped::Refused)?;
+                    } else {
+                        self.held = data;
+                    }
+                    if last { Rest::Held } else { Rest::More }
+                }
+                Some(Ok(Err(frame))) => {
+                    if let Ok(mut fields) = frame.into_trailers() {
+                        trailers(&mut fields);
+                        self.stream.send_trailers(fields).map_err(|_| Stopped::Refused)?;
+                    }
+                    Rest::Nothing
+                }
+            };
+        }
+        self.rest = Rest::Nothing;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives the stream up.
+    pub fn reset(&mut self, reason: Reason) {
+        self.stream.send_reset(reason);
+    }
+
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+        self.stream.reserve_capacity(self.held.len());
+        let mut room = self.stream.capacity();
+        while room == 0 {
+            self.blocked = true;
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(more)) => room = more,
+                Some(Err(_)) | None => return Poll::Ready(Err(Stopped::Refused)),
+            }
+        }
+        self.blocked = false;
+        self.moved = true;
+        let now = self.held.split_to(room.min(self.held.len()));
+        let end = self.rest == Rest::Held && self.held.is_empty();
+        Poll::Ready(self.stream.send_data(now, end).map_err(|_| Stopped::Refused))
+    }
+}
