@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
@@ -17,10 +18,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_local;
 
-use crate::config::Config;
+use crate::config::{Config, Protocol};
 use crate::drain::Stage;
 use crate::policy::Policy;
+use crate::socket::Socket;
 use crate::upstream::connect::Connector;
+use crate::upstream::h2c;
 
 /// What the admin listener knows.
 #[derive(Debug)]
@@ -106,18 +109,26 @@ impl Admin {
         }
         headers.insert(header::USER_AGENT, HeaderValue::from_static("hostward-readiness"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        let broken = |error: hyper::Error| format!("{path}: {error}");
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
-        // Whatever becomes of the connection, the response tells.
-        spawn_local(async { drop(connection.await) });
-        let status = sender.send_request(request).await.map_err(broken)?.status();
+        let status = match config.upstream.protocol {
+            Protocol::H2c => {
+                h2c::ask(socket, request.into_parts().0).await.map_err(|error| format!("{path}: {error}"))?
+            }
+            Protocol::Http => ask_http1(socket, request, path).await?,
+        };
         if status.is_success() || status.is_redirection() {
             Ok(())
         } else {
             Err(format!("{path}: the app answered {status}"))
         }
     }
+}
+
+async fn ask_http1(socket: Socket, request: Request<Empty<Bytes>>, path: &PathAndQuery) -> Result<StatusCode, String> {
+    let broken = |error: hyper::Error| format!("{path}: {error}");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
+    // Whatever becomes of the connection, the response tells.
+    spawn_local(async { drop(connection.await) });
+    Ok(sender.send_request(request).await.map_err(broken)?.status())
 }
 
 /// Scrapes and health checks, not users.

@@ -105,6 +105,16 @@ impl<B: Body<Data = Bytes, Error = Failure> + Unpin> Pump<B> {
         Poll::Ready(Ok(()))
     }
 
+    /// The body.
+    pub fn body(&mut self) -> &mut B {
+        &mut self.body
+    }
+
+    /// The body, when the stream is given up.
+    pub fn into_body(self) -> B {
+        self.body
+    }
+
     /// Gives the stream up.
     pub fn reset(&mut self, reason: Reason) {
         self.stream.send_reset(reason);

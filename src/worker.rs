@@ -181,7 +181,12 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
     let connector = Connector::new(&config.upstream.endpoint, config.upstream_connect_timeout, patient_until);
     let server = Rc::new(Server {
         proxy: Proxy {
-            upstream: Upstream::new(connector, config.upstream_idle_timeout, shared.limit.clone()),
+            upstream: Upstream::new(
+                connector,
+                config.upstream.protocol,
+                config.upstream_idle_timeout,
+                shared.limit.clone(),
+            ),
             journal: Rc::new(Journal::new(
                 config.access_log,
                 config.access_log_probes,

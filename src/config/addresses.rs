@@ -92,7 +92,7 @@ pub(super) fn path(text: &str) -> Result<PathAndQuery, Fault> {
     text.parse().map_err(|_| Fault::new("expected a path"))
 }
 
-/// `http://host:port`, `http+unix:/path` or `http+unix:@name`.
+/// `http://host:port`, `http+unix:/path` or `http+unix:@name`; `h2c` instead of `http` for HTTP/2.
 pub(super) fn upstream(text: &str) -> Result<Upstream, Fault> {
     if let Some((scheme, path)) = text.split_once("+unix:") {
         let protocol = protocol(scheme, "+unix:")?;
@@ -138,7 +138,7 @@ fn spoken() -> String {
     PROTOCOLS.map(|protocol| format!("{0}:// and {0}+unix:", protocol.scheme())).join(", ")
 }
 
-const PROTOCOLS: [Protocol; 1] = [Protocol::Http];
+const PROTOCOLS: [Protocol; 2] = [Protocol::Http, Protocol::H2c];
 
 /// `/path`, `///path` as URLs have it, or `@name` in the abstract namespace.
 fn unix(path: &str) -> Result<Endpoint, Fault> {
@@ -264,11 +264,14 @@ mod tests {
             let endpoint = Endpoint::Tcp { host: host.into(), port };
             assert_eq!(upstream(text), Ok(Upstream { protocol: Protocol::Http, endpoint }), "{text}");
         }
+        let endpoint = Endpoint::Tcp { host: "app".into(), port: 50051 };
+        assert_eq!(upstream("h2c://app:50051"), Ok(Upstream { protocol: Protocol::H2c, endpoint }));
+        assert_eq!(upstream("h2c+unix:/run/app.sock").unwrap().to_string(), "h2c+unix:/run/app.sock");
         for text in [
             "",
             "127.0.0.1:8000",
             "https://a:1",
-            "h2c://a:1",
+            "h2://a:1",
             "uwsgi://a:1",
             "http+unix:",
             "http+unix:x",

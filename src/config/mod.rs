@@ -226,6 +226,8 @@ pub struct Upstream {
 pub enum Protocol {
     /// HTTP/1.1.
     Http,
+    /// HTTP/2 without TLS, known beforehand.
+    H2c,
 }
 
 /// Where the app listens.
@@ -257,6 +259,7 @@ impl Protocol {
     pub fn scheme(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::H2c => "h2c",
         }
     }
 }

@@ -188,7 +188,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Text("URL"),
         default: Default::Is("http://127.0.0.1:8000"),
         example: "http://127.0.0.1:8000",
-        meaning: "the app: http://host:port, or http+unix:/path (http+unix:@name in the abstract namespace)",
+        meaning: "the app: http://host:port, or http+unix:/path (http+unix:@name in the abstract namespace); h2c instead of http for HTTP/2, as gRPC needs it",
     },
     Setting {
         variable: "HOSTWARD_UPSTREAM_CONNECT_TIMEOUT",

@@ -53,6 +53,27 @@ pub fn rewrite(head: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// An interim response of HTTP/2 in the words of HTTP/1.1. Nothing for a `100`, which hostward answers itself,
+/// and a `101`, which HTTP/2 does not have.
+pub fn write(response: &Response<()>) -> Option<Vec<u8>> {
+    let status = response.status();
+    if matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS) {
+        return None;
+    }
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut out = format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).into_bytes();
+    for (name, value) in response.headers() {
+        if !DROPPED.contains(&name.as_str()) {
+            out.extend_from_slice(name.as_str().as_bytes());
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    Some(out)
+}
+
 /// One response as [`rewrite`] wrote it, taken from the front of `bytes`: for HTTP/2, which has other words for it.
 pub fn take(bytes: &mut BytesMut) -> Option<Response<()>> {
     let Found::Interim(length) = find(bytes) else { return None };

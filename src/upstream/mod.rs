@@ -5,6 +5,7 @@
 //! enough to notice that the app has closed them.
 
 pub mod connect;
+pub mod h2c;
 mod stream;
 
 use std::cell::{Cell, RefCell};
@@ -25,6 +26,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::body::RequestBody;
+use crate::config::Protocol;
 use crate::error::Failure;
 use crate::flight::{Flight, WaitingFor};
 use crate::socket::Socket;
@@ -35,6 +37,8 @@ use crate::upstream::stream::{Stream, StreamIo};
 #[derive(Debug)]
 pub struct Upstream {
     connector: Connector,
+    /// For an app that speaks HTTP/2. The rest is about HTTP/1.1.
+    h2c: Option<Rc<h2c::Pool>>,
     idle_timeout: Duration,
     /// The most recently used last: it is the one least likely to be closed by the app.
     idle: RefCell<VecDeque<(Instant, Box<Connection>)>>,
@@ -64,9 +68,29 @@ pub struct Connection {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
+/// What one request is sent over.
+#[derive(Debug)]
+pub struct Lease(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Http1(Box<Connection>),
+    H2c(h2c::Lease),
+}
+
+/// A response whose body still comes from the app.
+#[derive(Debug)]
+pub struct Relay(Source);
+
+#[derive(Debug)]
+enum Source {
+    Http1(Http1Relay),
+    H2c(Box<h2c::Relay>),
+}
+
 /// A response whose body still comes out of its connection.
 #[derive(Debug)]
-pub struct Relay {
+struct Http1Relay {
     incoming: Incoming,
     /// `None` once the connection is back in the pool, or closed.
     connection: Option<Box<Connection>>,
@@ -92,8 +116,14 @@ impl Limit {
 
 impl Upstream {
     /// The app behind `connector`.
-    pub fn new(connector: Connector, idle_timeout: Duration, limit: Option<Arc<Limit>>) -> Rc<Self> {
+    pub fn new(
+        connector: Connector,
+        protocol: Protocol,
+        idle_timeout: Duration,
+        limit: Option<Arc<Limit>>,
+    ) -> Rc<Self> {
         Rc::new(Self {
+            h2c: (protocol == Protocol::H2c).then(|| h2c::Pool::new(connector.clone())),
             connector,
             idle_timeout,
             idle: RefCell::default(),
@@ -110,7 +140,25 @@ impl Upstream {
     /// # Errors
     ///
     /// Why there is none. The wait for one of a limited number ends when `queue_timeout` has passed.
-    pub async fn connection(&self, idempotent: bool, queue_timeout: Duration) -> Result<Box<Connection>, Failure> {
+    pub async fn connection(&self, idempotent: bool, queue_timeout: Duration) -> Result<Lease, Failure> {
+        let Some(pool) = &self.h2c else {
+            return self
+                .connection_http1(idempotent, queue_timeout)
+                .await
+                .map(|connection| Lease(Inner::Http1(connection)));
+        };
+        // A connection is no measure here: what is limited is requests.
+        let permit = match &self.limit {
+            None => None,
+            Some(limit) => {
+                let permit = Arc::clone(&limit.connections).acquire_owned();
+                tokio::time::timeout(queue_timeout, permit).await.map_err(|_| Failure::LimitReached)?.ok()
+            }
+        };
+        pool.lease(permit).await.map(|lease| Lease(Inner::H2c(lease)))
+    }
+
+    async fn connection_http1(&self, idempotent: bool, queue_timeout: Duration) -> Result<Box<Connection>, Failure> {
         if let Some(connection) = self.take_idle(idempotent) {
             return Ok(connection);
         }
@@ -138,6 +186,24 @@ impl Upstream {
     ///
     /// Whose fault it was that there is none: the client's, when its body broke off, else the app's.
     pub async fn send(
+        self: &Rc<Self>,
+        lease: Lease,
+        request: Request<RequestBody>,
+        flight: &Rc<Flight>,
+        takes_interim: bool,
+    ) -> Result<Answer, Failure> {
+        match (lease.0, &self.h2c) {
+            (Inner::Http1(connection), _) => self.send_http1(connection, request, flight, takes_interim).await,
+            (Inner::H2c(lease), Some(pool)) => {
+                // Boxed, so that an exchange of HTTP/1.1 doesn't carry its room.
+                let response = Box::pin(pool.send(lease, request, flight, takes_interim)).await?;
+                Ok(Answer::Response(response.map(|relay| Relay(Source::H2c(Box::new(relay))))))
+            }
+            (Inner::H2c(_), None) => Err(Failure::Internal),
+        }
+    }
+
+    async fn send_http1(
         self: &Rc<Self>,
         mut connection: Box<Connection>,
         request: Request<RequestBody>,
@@ -183,11 +249,15 @@ impl Upstream {
             return connection.switch(response);
         }
         let upstream = Rc::clone(self);
-        Ok(Answer::Response(response.map(|incoming| Relay { incoming, connection: Some(connection), upstream })))
+        let relay = |incoming| Relay(Source::Http1(Http1Relay { incoming, connection: Some(connection), upstream }));
+        Ok(Answer::Response(response.map(relay)))
     }
 
     /// Closes idle connections whose time has come.
     pub fn expire(&self, now: Instant) {
+        if let Some(pool) = &self.h2c {
+            pool.expire(now, self.idle_timeout);
+        }
         let mut idle = self.idle.borrow_mut();
         while idle.front().is_some_and(|(since, _)| now.duration_since(*since) >= self.idle_timeout) {
             idle.pop_front();
@@ -198,9 +268,9 @@ impl Upstream {
         }
     }
 
-    /// How many connections are idle.
+    /// How many connections are idle, or may come to be without a word.
     pub fn idle(&self) -> usize {
-        self.idle.borrow().len()
+        self.idle.borrow().len() + self.h2c.as_ref().map_or(0, |pool| pool.len())
     }
 
     fn take_idle(&self, idempotent: bool) -> Option<Box<Connection>> {
@@ -324,11 +394,42 @@ fn why(error: &hyper::Error) -> Failure {
 impl Relay {
     /// Whether to read from the app in small pieces from now on, because memory is short.
     pub fn read_little(&self, little: bool) {
-        if let Some(connection) = &self.connection {
+        // HTTP/2 has a window for each stream instead.
+        if let Source::Http1(relay) = &self.0
+            && let Some(connection) = &relay.connection
+        {
             connection.stream.read_little(little);
         }
     }
+}
 
+impl Body for Relay {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        match &mut self.0 {
+            Source::Http1(relay) => Pin::new(relay).poll_frame(cx),
+            Source::H2c(relay) => Pin::new(&mut **relay).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Http1(relay) => relay.is_end_stream(),
+            Source::H2c(relay) => relay.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Http1(relay) => relay.size_hint(),
+            Source::H2c(relay) => relay.size_hint(),
+        }
+    }
+}
+
+impl Http1Relay {
     /// The connection has done its work: back to the pool, if it can be used again.
     fn finish(&mut self) {
         if let Some(mut connection) = self.connection.take() {
@@ -340,7 +441,7 @@ impl Relay {
     }
 }
 
-impl Body for Relay {
+impl Body for Http1Relay {
     type Data = Bytes;
     type Error = Failure;
 
@@ -398,7 +499,7 @@ impl Body for Relay {
     }
 }
 
-impl Drop for Relay {
+impl Drop for Http1Relay {
     fn drop(&mut self) {
         // A response without a body is never polled. What is unread keeps the connection out of the pool.
         if self.incoming.is_end_stream() {
