@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
@@ -20,10 +19,12 @@ use tokio::task::spawn_local;
 
 use crate::config::{Config, Protocol};
 use crate::drain::Stage;
+use crate::message::uwsgi::Packet;
 use crate::policy::Policy;
 use crate::socket::Socket;
 use crate::upstream::connect::Connector;
 use crate::upstream::h2c;
+use crate::upstream::uwsgi;
 
 /// What the admin listener knows.
 #[derive(Debug)]
@@ -110,10 +111,15 @@ impl Admin {
         headers.insert(header::USER_AGENT, HeaderValue::from_static("hostward-readiness"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         let status = match config.upstream.protocol {
+            Protocol::Http => ask_http1(socket, request).await.map_err(|error| format!("{path}: {error}"))?,
             Protocol::H2c => {
                 h2c::ask(socket, request.into_parts().0).await.map_err(|error| format!("{path}: {error}"))?
             }
-            Protocol::Http => ask_http1(socket, request, path).await?,
+            Protocol::Uwsgi => {
+                let (head, _) = request.into_parts();
+                let packet = Packet::new(&head, None, 0).map_err(|failure| format!("{path}: {failure}"))?;
+                uwsgi::ask(socket, &packet).await.map_err(|error| format!("{path}: {error}"))?
+            }
         };
         if status.is_success() || status.is_redirection() {
             Ok(())
@@ -123,12 +129,11 @@ impl Admin {
     }
 }
 
-async fn ask_http1(socket: Socket, request: Request<Empty<Bytes>>, path: &PathAndQuery) -> Result<StatusCode, String> {
-    let broken = |error: hyper::Error| format!("{path}: {error}");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
+async fn ask_http1(socket: Socket, request: Request<Empty<Bytes>>) -> hyper::Result<StatusCode> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
     // Whatever becomes of the connection, the response tells.
     spawn_local(async { drop(connection.await) });
-    Ok(sender.send_request(request).await.map_err(broken)?.status())
+    Ok(sender.send_request(request).await?.status())
 }
 
 /// Scrapes and health checks, not users.

@@ -26,6 +26,10 @@ pub enum Failure {
     Refused(Refusal),
     /// The request head is longer than `MAX_HEADER_SIZE`, or has too many fields.
     HeadTooLarge,
+    /// The request head is longer than a uwsgi packet.
+    VariablesTooLarge,
+    /// A body of unknown length, for an app whose protocol has to name it.
+    LengthRequired,
     /// The request body is longer than `MAX_BODY_SIZE`.
     BodyTooLarge,
     /// The request head took longer than `HEADER_TIMEOUT`.
@@ -42,6 +46,8 @@ pub enum Failure {
     ConnectionRefused,
     /// The app did not take the connection within `UPSTREAM_CONNECT_TIMEOUT`.
     ConnectTimeout,
+    /// hostward's user may not open the app's socket.
+    Forbidden,
     /// The app, or the way to it, failed to take a connection for another reason.
     Unreachable,
     /// The app closed or reset the connection before its answer.
@@ -79,12 +85,14 @@ impl Failure {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::Refused(_) => StatusCode::MISDIRECTED_REQUEST,
-            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::HeadTooLarge | Self::VariablesTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::LengthRequired => StatusCode::LENGTH_REQUIRED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Name
             | Self::Prohibited
             | Self::ConnectionRefused
+            | Self::Forbidden
             | Self::Unreachable
             | Self::ConnectionTerminated
             | Self::ResponseMalformed
@@ -104,6 +112,8 @@ impl Failure {
             | Self::Method
             | Self::Expectation
             | Self::HeadTooLarge
+            | Self::VariablesTooLarge
+            | Self::LengthRequired
             | Self::BodyTooLarge
             | Self::HeadTimeout
             | Self::BodyTimeout => "http_request_error",
@@ -113,7 +123,7 @@ impl Failure {
             Self::Prohibited => "destination_ip_prohibited",
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
-            Self::Unreachable => "destination_unavailable",
+            Self::Forbidden | Self::Unreachable => "destination_unavailable",
             Self::ConnectionTerminated => "connection_terminated",
             Self::ResponseTimeout => "http_response_timeout",
             Self::ResponseMalformed => "http_protocol_error",
@@ -129,10 +139,12 @@ impl Failure {
             Self::Refused(refusal) => refusal.name(),
             Self::Malformed(_) | Self::UnknownCoding | Self::Method | Self::Expectation => "malformed_request",
             Self::InvalidHost(_) => "malformed_host",
-            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTooLarge | Self::VariablesTooLarge => "head_too_large",
+            Self::LengthRequired => "length_required",
             Self::BodyTooLarge => "body_too_large",
             Self::HeadTimeout => "head_timeout",
             Self::BodyTimeout => "body_timeout",
+            Self::Forbidden => "socket_forbidden",
             _ => self.token(),
         }
     }
@@ -147,6 +159,8 @@ impl Failure {
             | Self::Expectation
             | Self::Refused(_)
             | Self::HeadTooLarge
+            | Self::VariablesTooLarge
+            | Self::LengthRequired
             | Self::BodyTooLarge
             | Self::HeadTimeout
             | Self::BodyTimeout
@@ -155,6 +169,7 @@ impl Failure {
             | Self::Prohibited
             | Self::ConnectionRefused
             | Self::ConnectTimeout
+            | Self::Forbidden
             | Self::Unreachable
             | Self::ConnectionTerminated
             | Self::ResponseTimeout
@@ -170,10 +185,11 @@ impl Failure {
             Self::Malformed(_) | Self::UnknownCoding | Self::Method | Self::Expectation => "malformed request",
             Self::InvalidHost(_) => "malformed host",
             Self::Refused(_) => "request denied",
-            Self::HeadTooLarge | Self::BodyTooLarge => "request too large",
+            Self::HeadTooLarge | Self::VariablesTooLarge | Self::BodyTooLarge => "request too large",
+            Self::LengthRequired => "request body of unknown length",
             Self::HeadTimeout | Self::BodyTimeout => "client too slow",
             Self::ClientGone => "client gone",
-            Self::Name | Self::Prohibited | Self::Unreachable => "app unreachable",
+            Self::Name | Self::Prohibited | Self::Forbidden | Self::Unreachable => "app unreachable",
             Self::ConnectionRefused => "app refused connection",
             Self::ConnectTimeout | Self::ResponseTimeout => "app too slow",
             Self::ConnectionTerminated => "app closed connection",
@@ -191,6 +207,12 @@ impl Failure {
             }
             Self::Refused(refusal) => refusal.hint(),
             Self::HeadTooLarge => "if the client is yours, raise HOSTWARD_MAX_HEADER_SIZE (at most 100 fields)",
+            Self::VariablesTooLarge => {
+                "the uwsgi protocol has room for 65,535 bytes of fields; are there too many cookies?"
+            }
+            Self::LengthRequired => {
+                "the uwsgi protocol needs a body's length beforehand; HOSTWARD_BUFFER_REQUESTS=on finds it out"
+            }
             Self::BodyTooLarge => "if the client is yours, raise HOSTWARD_MAX_BODY_SIZE",
             Self::HeadTimeout => "if the client is yours, raise HOSTWARD_HEADER_TIMEOUT",
             Self::BodyTimeout => "if the client is yours, raise HOSTWARD_BODY_TIMEOUT",
@@ -198,16 +220,21 @@ impl Failure {
             Self::Name => "the host in HOSTWARD_UPSTREAM has no address; in awsvpc mode the app is at 127.0.0.1",
             Self::Prohibited => "HOSTWARD_UPSTREAM leads to a link-local address, where credentials are served",
             Self::ConnectionRefused => {
-                "nothing listens at HOSTWARD_UPSTREAM; is the app's container up, and does the app listen on that port?"
+                "nothing listens at HOSTWARD_UPSTREAM; is the app's container up, and does the app listen on that port or path?"
             }
             Self::ConnectTimeout => {
                 "the app does not take connections; is it out of workers? HOSTWARD_UPSTREAM_CONNECT_TIMEOUT"
             }
+            Self::Forbidden => {
+                "hostward's user may not open the socket: give both containers one user or group, or the socket mode 666 (uWSGI: chmod-socket)"
+            }
             Self::Unreachable => "HOSTWARD_UPSTREAM can't be reached from this container",
-            Self::ConnectionTerminated => "the app closed the connection before it answered; its own log says why",
+            Self::ConnectionTerminated => {
+                "the app closed the connection before it answered; its own log says why (uWSGI: raise buffer-size, 4096 bytes unless set)"
+            }
             Self::ResponseTimeout => "the app took longer than HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT",
             Self::ResponseMalformed => {
-                "what listens at HOSTWARD_UPSTREAM does not speak HTTP/1.1; is it the right port?"
+                "what listens at HOSTWARD_UPSTREAM does not answer in HTTP/1.1; is it the right port, and the right scheme?"
             }
             Self::UpgradeFailed => "the app switched to a protocol that was not asked for",
             Self::LimitReached => "raise HOSTWARD_UPSTREAM_MAX_CONNECTIONS, or give the app more workers",
@@ -226,11 +253,15 @@ impl fmt::Display for Failure {
             Self::Expectation => f.write_str("this expectation can't be met"),
             Self::Refused(_) => f.write_str("this host is not served here"),
             Self::HeadTooLarge => f.write_str("the request head is too large"),
+            Self::VariablesTooLarge => f.write_str("the request head is too large for the application's protocol"),
+            Self::LengthRequired => f.write_str("the request body's length must be told beforehand"),
             Self::BodyTooLarge => f.write_str("the request body is too large"),
             Self::HeadTimeout => f.write_str("the request head took too long"),
             Self::BodyTimeout => f.write_str("the request body paused for too long"),
             Self::ClientGone => f.write_str("the client left"),
-            Self::Name | Self::Prohibited | Self::Unreachable => f.write_str("the application can't be reached"),
+            Self::Name | Self::Prohibited | Self::Forbidden | Self::Unreachable => {
+                f.write_str("the application can't be reached")
+            }
             Self::ConnectionRefused => f.write_str("the application does not accept connections"),
             Self::ConnectTimeout => f.write_str("the application did not take the connection in time"),
             Self::ConnectionTerminated => f.write_str("the application closed the connection before it answered"),

@@ -163,7 +163,7 @@ fn read_sources(directory: &Path, all: &mut String) {
 }
 
 /// One of each kind that is answered: a client that has left gets nothing.
-const FAILURES: [Failure; 21] = [
+const FAILURES: [Failure; 24] = [
     Failure::Malformed(""),
     Failure::UnknownCoding,
     Failure::InvalidHost(InvalidAuthority::Empty),
@@ -171,6 +171,8 @@ const FAILURES: [Failure; 21] = [
     Failure::Expectation,
     Failure::Refused(Refusal::NotAllowed),
     Failure::HeadTooLarge,
+    Failure::VariablesTooLarge,
+    Failure::LengthRequired,
     Failure::BodyTooLarge,
     Failure::HeadTimeout,
     Failure::BodyTimeout,
@@ -178,6 +180,7 @@ const FAILURES: [Failure; 21] = [
     Failure::Prohibited,
     Failure::ConnectionRefused,
     Failure::ConnectTimeout,
+    Failure::Forbidden,
     Failure::Unreachable,
     Failure::ConnectionTerminated,
     Failure::ResponseTimeout,

@@ -11,10 +11,11 @@ use http::{Method, Request, Uri, Version};
 use serde_json::{Value, json};
 
 use super::{Explain, Format};
-use crate::config::{Config, RejectStatus};
+use crate::config::{Config, Protocol, RejectStatus};
 use crate::discovery;
 use crate::error::Failure;
 use crate::message::forwarding::Peer;
+use crate::message::uwsgi::Packet;
 use crate::policy::{OwnAddresses, Policy, Verdict};
 use crate::proxy::request::{self, Inbound};
 
@@ -36,8 +37,14 @@ pub fn run(config: &Config, asked: &Explain, out: &mut impl Write) -> u8 {
 
 struct Explained {
     verdict: Option<Verdict>,
-    /// The fields that the app would see.
-    outcome: Result<HeaderMap, Failure>,
+    outcome: Result<Seen, Failure>,
+}
+
+/// What the app would see.
+struct Seen {
+    fields: HeaderMap,
+    /// What they are for an app that speaks uwsgi.
+    packet: Option<Packet>,
 }
 
 fn explain(config: &Config, policy: &Policy, asked: &Explain) -> Explained {
@@ -54,7 +61,7 @@ fn judged(
     asked: &Explain,
     peer: &Peer,
     verdict: &mut Option<Verdict>,
-) -> Result<HeaderMap, Failure> {
+) -> Result<Seen, Failure> {
     let mut request = Request::new(());
     *request.method_mut() = Method::GET;
     *request.uri_mut() = Uri::from_static("/");
@@ -70,7 +77,11 @@ fn judged(
     let inbound = Inbound::read(&head)?;
     let decided = *verdict.insert(request::judge(policy, peer, &inbound, &head)?);
     request::rewrite(&mut head, inbound, decided, peer, "http", config, policy)?;
-    Ok(head.headers)
+    let packet = match config.upstream.protocol {
+        Protocol::Http | Protocol::H2c => None,
+        Protocol::Uwsgi => Some(Packet::new(&head, None, 0)?),
+    };
+    Ok(Seen { fields: head.headers, packet })
 }
 
 impl Explained {
@@ -114,9 +125,16 @@ impl Explained {
         }
         match &self.outcome {
             Err(_) => writeln!(out, "answer   {}\n\nthe app sees nothing", self.status(config).unwrap_or_default()),
-            Ok(headers) => {
+            Ok(Seen { packet: Some(packet), .. }) => {
+                writeln!(out, "\nthe app sees these variables\n")?;
+                for (name, value) in packet.variables() {
+                    writeln!(out, "  {name}={value}")?;
+                }
+                Ok(())
+            }
+            Ok(Seen { fields, packet: None }) => {
                 writeln!(out, "\nthe app sees\n\n  GET / HTTP/1.1")?;
-                for (name, value) in headers {
+                for (name, value) in fields {
                     writeln!(out, "  {name}: {}", String::from_utf8_lossy(value.as_bytes()))?;
                 }
                 Ok(())
@@ -131,13 +149,20 @@ impl Explained {
                 .map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]))
                 .collect()
         };
+        let sees = |seen: &Seen| {
+            let mut sees = json!({ "request_line": "GET / HTTP/1.1", "fields": fields(&seen.fields) });
+            if let Some(packet) = &seen.packet {
+                sees["variables"] = packet.variables().map(|(name, value)| json!([name, value])).collect();
+            }
+            sees
+        };
         json!({
             "verdict": self.decision(),
             "rule": self.verdict.map(Verdict::rule),
             "why": self.why(),
             "hint": self.hint(),
             "status": self.status(config),
-            "app_sees": self.outcome.as_ref().ok().map(|headers| json!({ "request_line": "GET / HTTP/1.1", "fields": fields(headers) })),
+            "app_sees": self.outcome.as_ref().ok().map(sees),
         })
     }
 }

@@ -138,7 +138,7 @@ fn spoken() -> String {
     PROTOCOLS.map(|protocol| format!("{0}:// and {0}+unix:", protocol.scheme())).join(", ")
 }
 
-const PROTOCOLS: [Protocol; 2] = [Protocol::Http, Protocol::H2c];
+const PROTOCOLS: [Protocol; 3] = [Protocol::Http, Protocol::H2c, Protocol::Uwsgi];
 
 /// `/path`, `///path` as URLs have it, or `@name` in the abstract namespace.
 fn unix(path: &str) -> Result<Endpoint, Fault> {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_upstream_is_http_host_and_port() {
+    fn the_upstream_is_a_scheme_a_host_and_a_port() {
         for (text, host, port) in [
             ("http://127.0.0.1:8000", "127.0.0.1", 8000),
             ("HTTP://App:80/", "app", 80),
@@ -272,14 +272,15 @@ mod tests {
             "127.0.0.1:8000",
             "https://a:1",
             "h2://a:1",
-            "uwsgi://a:1",
+            "uwsgi://a",
+            "uwsgis://a:1",
             "http+unix:",
             "http+unix:x",
             "http+unix:/",
             "http+unix:/x/",
             "http+unix:@",
             "https+unix:/x",
-            "uwsgi+unix:/x",
+            "uwsgi+unix:",
             "http://",
             "http://a",
             "http://:80",
@@ -298,7 +299,9 @@ mod tests {
             assert!(upstream(text).is_err(), "{text}");
         }
         assert_eq!(upstream("127.0.0.1:8000").unwrap_err().hint.unwrap(), "Write http://127.0.0.1:8000.");
-        assert!(upstream("uwsgi://a:1").unwrap_err().error.contains("uwsgi"));
+        assert!(upstream("fcgi://a:1").unwrap_err().error.contains("\"fcgi://\""));
+        let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port: 3031 };
+        assert_eq!(upstream("uwsgi://127.0.0.1:3031"), Ok(Upstream { protocol: Protocol::Uwsgi, endpoint }));
     }
 
     #[test]
@@ -307,6 +310,7 @@ mod tests {
             ("http+unix:/run/app.sock", "/run/app.sock", "http+unix:/run/app.sock"),
             ("HTTP+unix:///run/app.sock", "/run/app.sock", "http+unix:/run/app.sock"),
             ("http+unix:@app", "\0app", "http+unix:@app"),
+            ("uwsgi+unix:/run/app.sock", "/run/app.sock", "uwsgi+unix:/run/app.sock"),
         ] {
             let upstream = upstream(text).unwrap();
             assert_eq!(upstream.endpoint, Endpoint::Unix(path.into()), "{text}");

@@ -228,6 +228,8 @@ pub enum Protocol {
     Http,
     /// HTTP/2 without TLS, known beforehand.
     H2c,
+    /// uWSGI's own: the head as a packet of variables, the answer as HTTP/1.
+    Uwsgi,
 }
 
 /// Where the app listens.
@@ -260,6 +262,7 @@ impl Protocol {
         match self {
             Self::Http => "http",
             Self::H2c => "h2c",
+            Self::Uwsgi => "uwsgi",
         }
     }
 }

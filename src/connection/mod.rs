@@ -47,7 +47,7 @@ pub enum Protocol {
 impl Server {
     /// Serves a connection until it is closed.
     pub async fn serve(self: &Rc<Self>, socket: Socket, remote: SocketAddr, local: SocketAddr, protocol: Protocol) {
-        let client = Client::new(remote.ip(), local, &self.proxy.policy);
+        let client = Client::new(remote, local, &self.proxy.policy);
         let (socket, early) = match protocol {
             Protocol::Http2 => (socket, BytesMut::new()),
             Protocol::Http1 | Protocol::Detect => {

@@ -18,6 +18,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// This end of the connection, likewise.
     pub local: SocketAddr,
+    /// The other end's port; 0 when nobody knows it.
+    pub port: u16,
     /// Whether its forwarding fields are believed.
     pub trusted: bool,
     address_text: HeaderValue,
@@ -41,6 +43,7 @@ impl Peer {
         Self {
             address,
             local: SocketAddr::new(local.ip().to_canonical(), local.port()),
+            port: 0,
             trusted: trusted.contains(address),
             address_text: text(address.to_string()),
             port_text: text(local.port().to_string()),
@@ -216,9 +219,11 @@ const LONGEST_V4: usize = 15;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Written here, and overruled by the proxy on a probe.
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+/// What the client connected to.
+pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// The client, as hostward believes it to be.
+pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[cfg(test)]

@@ -7,3 +7,4 @@ pub mod frames;
 pub mod framing;
 pub mod interim;
 pub mod upgrade;
+pub mod uwsgi;

@@ -17,19 +17,20 @@ use http_body::Body;
 use crate::access_log::Journal;
 use crate::answer::{self, AnswerBody, Bounds, Recording};
 use crate::body::{Limits, RequestBody};
-use crate::config::{Config, RejectStatus, show};
+use crate::config::{Config, Protocol, RejectStatus, show};
 use crate::error::{Failure, Side};
 use crate::exchange::{self, Exchange};
 use crate::flight::{Flight, WaitingFor};
 use crate::incoming::Incoming;
 use crate::log::Repeats;
 use crate::message::forwarding::Peer;
+use crate::message::uwsgi::Packet;
 use crate::message::{fields, upgrade};
 use crate::policy::{Policy, Refusal, Rule, Verdict};
 use crate::proxy::request::{Inbound, make_request_id};
 use crate::proxy_protocol;
 use crate::tunnel::Tunnel;
-use crate::upstream::{Answer, Upstream};
+use crate::upstream::{Answer, Upstream, uwsgi};
 
 /// What a worker needs to answer requests.
 #[derive(Debug)]
@@ -75,8 +76,9 @@ impl std::error::Error for Silence {}
 
 impl Client {
     /// The client at `remote`, which has connected to `local`.
-    pub fn new(remote: IpAddr, local: SocketAddr, policy: &Policy) -> Self {
-        let peer = Peer::new(remote, local, &policy.trusted);
+    pub fn new(remote: SocketAddr, local: SocketAddr, policy: &Policy) -> Self {
+        let mut peer = Peer::new(remote.ip(), local, &policy.trusted);
+        peer.port = remote.port();
         Self { peer, scheme: "http", admitted: RefCell::default(), tunnel: RefCell::default() }
     }
 
@@ -134,7 +136,9 @@ impl Proxy {
         let takes_interim = head.version >= Version::HTTP_11;
         let origin =
             request::rewrite(&mut head, inbound, verdict, &client.peer, client.scheme, &self.config, &self.policy)?;
-        let websocket = head.headers.contains_key(header::UPGRADE);
+        let protocol = self.config.upstream.protocol;
+        // Neither HTTP/2 nor the uwsgi protocol has upgrades.
+        let websocket = protocol == Protocol::Http && head.headers.contains_key(header::UPGRADE);
         exchange.client.set(origin.client);
         exchange.request_id.set(origin.request_id).ok();
         if self.config.max_body_size.is_some_and(|limit| length > limit) {
@@ -146,8 +150,16 @@ impl Proxy {
             // Said outright, because hyper would send a GET of unknown length without its body.
             head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
+        let packet = if protocol == Protocol::Uwsgi {
+            Some(packet(&mut head, &body, &client.peer, origin.client)?)
+        } else {
+            None
+        };
         let connection =
             self.upstream.connection(head.method.is_idempotent(), self.config.upstream_response_timeout).await?;
+        if let Some(packet) = packet {
+            connection.send_instead(packet);
+        }
         let asked = Instant::now();
         flight.progress(WaitingFor::App, self.config.upstream_response_timeout);
         let outbound = Request::from_parts(head, body);
@@ -269,6 +281,17 @@ impl Proxy {
             response: self.config.upstream_response_timeout,
         }
     }
+}
+
+/// What a uwsgi server reads in place of the head, which is reduced to what hyper has to know.
+fn packet(head: &mut Parts, body: &RequestBody, peer: &Peer, client: IpAddr) -> Result<Packet, Failure> {
+    // The protocol has no other way to say where a body ends.
+    let length = body.size_hint().exact().ok_or(Failure::LengthRequired)?;
+    let told = (length > 0 || head.headers.contains_key(header::CONTENT_LENGTH)).then_some(length);
+    // The port belongs to the peer's address, not to that of a client behind it.
+    let packet = Packet::new(head, told, if client == peer.address { peer.port } else { 0 })?;
+    uwsgi::reduce(head, length);
+    Ok(packet)
 }
 
 fn begin(client: &Client, flight: &Flight, inbound: &Request<Incoming>) -> Exchange {

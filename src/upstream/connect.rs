@@ -138,6 +138,7 @@ impl Connector {
                 io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::ConnectionRefused,
                 // What a full backlog is answered with on a path.
                 io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Failure::ConnectTimeout,
+                io::ErrorKind::PermissionDenied if matches!(address, Address::Unix(_)) => Failure::Forbidden,
                 io::ErrorKind::ConnectionReset => Failure::ConnectionTerminated,
                 _ => Failure::Unreachable,
             }),

@@ -7,6 +7,7 @@
 pub mod connect;
 pub mod h2c;
 mod stream;
+pub mod uwsgi;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ use crate::body::RequestBody;
 use crate::config::Protocol;
 use crate::error::Failure;
 use crate::flight::{Flight, WaitingFor};
+use crate::message::uwsgi::Packet;
 use crate::socket::Socket;
 use crate::upstream::connect::Connector;
 use crate::upstream::stream::{Stream, StreamIo};
@@ -357,6 +359,16 @@ impl Drop for Waiting<'_> {
     }
 }
 
+impl Lease {
+    /// Makes this a connection that speaks uwsgi: the packet takes the place of the head that will be sent. It is
+    /// used for one request, as uWSGI wants it.
+    pub fn send_instead(&self, packet: Packet) {
+        if let Inner::Http1(connection) = &self.0 {
+            connection.stream.send_instead(packet);
+        }
+    }
+}
+
 impl Connection {
     /// Whether the app has left an idle connection open.
     fn is_alive(&mut self) -> bool {
@@ -385,6 +397,8 @@ fn why(error: &hyper::Error) -> Failure {
         match error.kind() {
             std::io::ErrorKind::ConnectionRefused => return Failure::ConnectionRefused,
             std::io::ErrorKind::TimedOut => return Failure::ConnectTimeout,
+            // `stream` has found it in the answer.
+            std::io::ErrorKind::InvalidData => return Failure::ResponseMalformed,
             _ => {}
         }
     }
@@ -434,7 +448,7 @@ impl Http1Relay {
     fn finish(&mut self) {
         if let Some(mut connection) = self.connection.take() {
             // Drives what is left: the end of the request, the state's way back to idle.
-            if connection.is_alive() {
+            if !connection.stream.is_uwsgi() && connection.is_alive() {
                 self.upstream.put_back(connection);
             }
         }

@@ -1,8 +1,9 @@
 //! A connection to the app, between the socket and hyper.
 //!
-//! Two things happen here that hyper's client has no place for. A reused connection that the app has closed
+//! Three things happen here that hyper's client has no place for. A reused connection that the app has closed
 //! in the very moment is replaced by a new one, and what was written is written again, when nothing of it
-//! can have been acted on. And interim responses are taken out of the stream and sent on to the client.
+//! can have been acted on. Interim responses are taken out of the stream and sent on to the client. And for an app that speaks
+//! uwsgi, the head that hyper writes is replaced by a packet; its answer is HTTP/1, and hyper's business.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -18,8 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::flight::Flight;
 use crate::message::interim::{self, Found};
+use crate::message::uwsgi::Packet;
 use crate::socket::Socket;
 use crate::upstream::connect::Address;
+use crate::upstream::uwsgi::Exchange;
 
 /// The shared state of a connection to the app.
 pub(super) struct Stream {
@@ -35,6 +38,8 @@ pub(super) struct Stream {
     little: Cell<bool>,
     /// Bytes of the response that have been looked at and not been passed on.
     looked_at: RefCell<BytesMut>,
+    /// The one exchange of a connection that speaks uwsgi.
+    uwsgi: RefCell<Option<Box<Exchange>>>,
 }
 
 /// The request under way, as far as a second attempt needs it.
@@ -76,6 +81,7 @@ impl Stream {
             awaiting_head: Cell::new(false),
             little: Cell::new(false),
             looked_at: RefCell::default(),
+            uwsgi: RefCell::default(),
         })
     }
 
@@ -94,6 +100,16 @@ impl Stream {
     /// Reads in small pieces, or not any more.
     pub(super) fn read_little(&self, little: bool) {
         self.little.set(little);
+    }
+
+    /// The packet goes out in place of the head that hyper writes.
+    pub(super) fn send_instead(&self, packet: Packet) {
+        self.uwsgi.replace(Some(Box::new(Exchange::new(packet))));
+    }
+
+    /// Whether the connection speaks uwsgi.
+    pub(super) fn is_uwsgi(&self) -> bool {
+        self.uwsgi.borrow().is_some()
     }
 
     /// The exchange is over: what was kept for a second attempt goes.
@@ -180,6 +196,11 @@ impl Stream {
         slices: &[io::IoSlice<'_>],
         write: impl Fn(Pin<&mut Socket>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        if let Some(exchange) = &mut *self.uwsgi.borrow_mut()
+            && !exchange.is_head_sent()
+        {
+            return exchange.poll_head(&mut self.socket.borrow_mut(), cx, slices).map(Ok);
+        }
         loop {
             ready!(self.poll_repeat(cx))?;
             let written = ready!(write(Pin::new(&mut *self.socket.borrow_mut()), cx));
@@ -220,6 +241,9 @@ impl Stream {
                 ended => return Poll::Ready(ended),
             }
             self.answered.set(true);
+            if let Some(exchange) = &mut *self.uwsgi.borrow_mut() {
+                exchange.check(&buf.filled()[before..])?;
+            }
             if !self.awaiting_head.get() {
                 return Poll::Ready(Ok(()));
             }
