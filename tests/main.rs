@@ -27,5 +27,7 @@ mod settings;
 mod streaming;
 mod support;
 mod task_definition;
+mod unix;
 mod upgrade;
 mod upstream_faults;
+mod uwsgi;

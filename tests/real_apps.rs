@@ -3,6 +3,7 @@
 
 mod django;
 mod starlette;
+mod uwsgi;
 
 use serde_json::Value;
 

@@ -34,7 +34,11 @@ impl Packet {
         packet.0.extend_from_slice(&[WSGI, 0, 0, 0]);
 
         packet.put("REQUEST_METHOD", method.as_str())?;
-        packet.put("REQUEST_URI", target.path_and_query().map_or("/", |target| target.as_str()))?;
+        let as_it_came = target.path_and_query().map_or("/", |target| target.as_str());
+        // RFC 9112 §3.2.1: "If the target URI's path component is empty, the client MUST send "/" as the path within the
+        // origin-form of request-target." An absolute form may leave it out.
+        let slash = if as_it_came.starts_with('?') { "/" } else { "" };
+        packet.put("REQUEST_URI", [slash, as_it_came].concat())?;
         packet.put("PATH_INFO", path_info)?;
         packet.put("QUERY_STRING", target.query().unwrap_or_default())?;
         packet.put("CONTENT_TYPE", joined(headers, &header::CONTENT_TYPE))?;
@@ -286,7 +290,9 @@ mod tests {
         for (host, expected) in [("[::1]", "[::1]"), ("a", "a"), ("10.0.0.1:1", "10.0.0.1"), ("", "localhost")] {
             assert_eq!(value(&head("GET", "/", &[("host", host)]), "SERVER_NAME").unwrap(), expected);
         }
-        assert_eq!(value(&head("OPTIONS", "*", &[]), "REQUEST_URI").unwrap(), "*");
+        for (target, expected) in [("*", "*"), ("http://a?x", "/?x"), ("http://a", "/")] {
+            assert_eq!(value(&head("OPTIONS", target, &[]), "REQUEST_URI").unwrap(), expected);
+        }
     }
 
     #[test]

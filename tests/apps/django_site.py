@@ -3,12 +3,15 @@
 SSL_REDIRECT=1 turns SECURE_SSL_REDIRECT on, FORWARDED_HOST=1 turns USE_X_FORWARDED_HOST on.
 """
 
+import hashlib
 import os
+import tempfile
+import time
 
 import django
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.http import JsonResponse
+from django.http import FileResponse, JsonResponse, StreamingHttpResponse
 from django.middleware.csrf import get_token
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
@@ -50,6 +53,54 @@ def note(request):
     return JsonResponse({"saved": request.body.decode()})
 
 
-urlpatterns = [path("", home), path("form", form), path("note", note)]
+def meta(request):
+    """Every variable that is a text, and the path that Django makes of them."""
+    return JsonResponse({"path": request.path, "meta": {k: v for k, v in request.META.items() if isinstance(v, str)}})
+
+
+@csrf_exempt
+def upload(request):
+    """What came, without keeping it."""
+    digest, size = hashlib.sha256(), 0
+    while part := request.read(65536):
+        digest.update(part)
+        size += len(part)
+    return JsonResponse({"size": size, "sha256": digest.hexdigest()})
+
+
+def stream(request):
+    """Two parts; the second is made once the file that GATE_FILE names is there. ?length= announces a length."""
+
+    def parts():
+        yield b"first\n"
+        deadline = time.monotonic() + 20
+        while not os.path.exists(os.environ["GATE_FILE"]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield b"second\n"
+
+    response = StreamingHttpResponse(parts(), content_type="text/plain")
+    if "length" in request.GET:
+        response["Content-Length"] = request.GET["length"]
+    return response
+
+
+def download(request):
+    """Five MiB of a file, which the server may send without Django."""
+    file = tempfile.TemporaryFile()
+    file.write(bytes(range(256)) * 4 * 1024 * 5)
+    file.seek(0)
+    return FileResponse(file, content_type="application/octet-stream")
+
+
+urlpatterns = [
+    path("", home),
+    path("form", form),
+    path("note", note),
+    path("meta", meta),
+    path("meta/<path:rest>", lambda request, rest: meta(request)),
+    path("upload", upload),
+    path("stream", stream),
+    path("download", download),
+]
 
 application = Wsgi(get_wsgi_application())

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -24,7 +26,19 @@ pub struct Hostward {
 impl Hostward {
     /// Starts hostward with these variables and no others, and waits until it says that it has started.
     pub fn start(settings: &[(&str, &str)]) -> Self {
+        Self::spawn(command(&[], settings), settings)
+    }
+
+    /// The same, as somebody who may not do everything, if the tests are root's.
+    pub fn start_as_nobody(settings: &[(&str, &str)]) -> Self {
         let mut command = command(&[], settings);
+        if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Self::spawn(command, settings)
+    }
+
+    fn spawn(mut command: Command, settings: &[(&str, &str)]) -> Self {
         for (name, value) in [
             ("HOSTWARD_LISTEN", "127.0.0.1:0"),
             ("HOSTWARD_ADMIN_LISTEN", "127.0.0.1:0"),
@@ -170,6 +184,9 @@ impl Drop for Hostward {
         self.child.wait().ok();
     }
 }
+
+/// Owns nothing, on every Linux.
+const NOBODY: u32 = 65_534;
 
 /// The lines of the child's two outputs.
 #[derive(Default)]

@@ -6,6 +6,8 @@ pub mod app;
 pub mod hostward;
 pub mod metadata;
 pub mod python;
+pub mod unix;
+pub mod uwsgi;
 pub mod wire;
 
 use std::time::{Duration, Instant};

@@ -36,18 +36,29 @@ pub enum Server {
     GunicornSync,
     /// Django under gunicorn's threaded worker, which keeps idle connections for two seconds.
     GunicornThreads,
+    /// Django under gunicorn's threaded worker, at a path.
+    GunicornUnix,
     /// Django under uWSGI's own HTTP.
     Uwsgi,
+    /// Django under uWSGI, which speaks uwsgi on a port.
+    UwsgiTcp,
+    /// Django under uWSGI, which speaks uwsgi at a path.
+    UwsgiUnix,
+    /// The same with uWSGI's own bound on a request head.
+    UwsgiTcpOfDefaults,
     /// Starlette under uvicorn.
     Uvicorn,
 }
 
 /// An app that runs until it is dropped.
 pub struct Site {
-    /// Where it listens.
+    /// Where it listens; port 0 when that is a path.
     pub address: SocketAddr,
     process: Child,
     record: PathBuf,
+    upstream: String,
+    /// Its socket, when that is a path.
+    path: PathBuf,
 }
 
 /// A virtual environment with the packages of one requirements file.
@@ -65,15 +76,18 @@ impl Site {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let record = Path::new(TARGET).join(format!("requests-{}-{number}.jsonl", std::process::id()));
         File::create(&record).expect("the file for the app's record");
+        // A socket's path is short, the target directory's may be long.
+        let path = std::env::temp_dir().join(format!("hostward-{}-{number}.sock", std::process::id()));
 
         let (output, its_output) = io::pipe().expect("a pipe for the app's output");
         let process = server
-            .command(environment)
+            .command(environment, &path)
             .current_dir(APPS)
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("WITNESS_FILE", &record)
+            .env("GATE_FILE", record.with_extension("gate"))
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(its_output.try_clone().expect("a second handle of the pipe"))
@@ -83,16 +97,31 @@ impl Site {
             .spawn()
             .unwrap_or_else(|error| panic!("{server:?} can't be run: {error}"));
         // Owned from here on, so that a failed start leaves nothing behind.
-        let mut app = Self { address: (Ipv4Addr::LOCALHOST, 0).into(), process, record };
+        let upstream = String::new();
+        let mut app = Self { address: (Ipv4Addr::LOCALHOST, 0).into(), process, record, upstream, path };
         let port = wait_for_port(output, server)
             .unwrap_or_else(|output| panic!("{server:?} didn't start. Its last output:\n{output}"));
         app.address.set_port(port);
+        app.upstream = server.upstream(app.address, &app.path);
         Some(app)
     }
 
     /// Where hostward has to send requests for this app.
     pub fn upstream(&self) -> String {
-        format!("http://{}", self.address)
+        self.upstream.clone()
+    }
+
+    /// Lets go on what waits for it in the app.
+    pub fn open_gate(&self) {
+        File::create(self.record.with_extension("gate")).expect("the file that the app waits for");
+    }
+
+    /// Ends the app at once, as the kernel does when there is no memory.
+    pub fn kill(&self) {
+        // The leader hasn't been waited for, so its group id can't belong to anybody else yet.
+        // The shell's own `kill`: the program of that name isn't everywhere.
+        let group = self.process.id();
+        Command::new("sh").arg("-c").arg(format!("kill -KILL -{group}")).status().ok();
     }
 
     /// Every request that has reached the app, refused by its framework or not, in their order.
@@ -104,12 +133,11 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        // The leader hasn't been waited for, so its group id can't belong to anybody else yet.
-        // The shell's own `kill`: the program of that name isn't everywhere.
-        let group = self.process.id();
-        Command::new("sh").arg("-c").arg(format!("kill -KILL -{group}")).status().ok();
+        self.kill();
         self.process.wait().ok();
-        fs::remove_file(&self.record).ok();
+        for file in [&self.record, &self.record.with_extension("gate"), &self.path] {
+            fs::remove_file(file).ok();
+        }
     }
 }
 
@@ -139,30 +167,36 @@ impl Request {
 impl Server {
     fn environment(self) -> &'static Environment {
         match self {
-            Self::Uwsgi => &UWSGI,
-            Self::GunicornSync | Self::GunicornThreads | Self::Uvicorn => &MOST,
+            Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiUnix | Self::UwsgiTcpOfDefaults => &UWSGI,
+            Self::GunicornSync | Self::GunicornThreads | Self::GunicornUnix | Self::Uvicorn => &MOST,
         }
     }
 
     /// The server as it is started in production, except for the port that the system chooses.
-    fn command(self, environment: &Path) -> Command {
+    fn command(self, environment: &Path, path: &Path) -> Command {
         let program = |name: &str| Command::new(environment.join("bin").join(name));
-        let gunicorn = |worker: &[&str]| {
+        let path = path.to_str().expect("a path of ASCII");
+        let gunicorn = |bind: &str, worker: &[&str]| {
             let mut command = program("gunicorn");
             // Preloaded, an app that can't be imported ends gunicorn at once.
-            command.args(["--bind", "127.0.0.1:0", "--no-control-socket", "--preload"]);
+            command.args(["--bind", bind, "--no-control-socket", "--preload"]);
             command.args(worker).arg("django_site:application");
             command
         };
+        let uwsgi = |socket: &[&str]| {
+            let mut command = program("uwsgi");
+            command.args(socket).args(["--module", "django_site:application", "--need-app"]);
+            command.args(["--pythonpath", APPS, "--die-on-term", "--virtualenv"]).arg(environment);
+            command
+        };
         match self {
-            Self::GunicornSync => gunicorn(&[]),
-            Self::GunicornThreads => gunicorn(&["--worker-class", "gthread", "--threads", "4"]),
-            Self::Uwsgi => {
-                let mut command = program("uwsgi");
-                command.args(["--http-socket", "127.0.0.1:0", "--module", "django_site:application", "--need-app"]);
-                command.args(["--pythonpath", APPS, "--die-on-term", "--virtualenv"]).arg(environment);
-                command
-            }
+            Self::GunicornSync => gunicorn("127.0.0.1:0", &[]),
+            Self::GunicornThreads => gunicorn("127.0.0.1:0", &["--worker-class", "gthread", "--threads", "4"]),
+            Self::GunicornUnix => gunicorn(&format!("unix:{path}"), &["--worker-class", "gthread", "--threads", "4"]),
+            Self::Uwsgi => uwsgi(&["--http-socket", "127.0.0.1:0"]),
+            Self::UwsgiTcp => uwsgi(&["--socket", "127.0.0.1:0", "--buffer-size", "65535"]),
+            Self::UwsgiUnix => uwsgi(&["--socket", path, "--buffer-size", "65535"]),
+            Self::UwsgiTcpOfDefaults => uwsgi(&["--socket", "127.0.0.1:0"]),
             Self::Uvicorn => {
                 let mut command = program("uvicorn");
                 command.args(["--port", "0", "--app-dir", APPS, "starlette_site:application"]);
@@ -171,11 +205,24 @@ impl Server {
         }
     }
 
-    /// The port, when `line` is the one that names it. All three servers listen from this line on.
+    /// The value of `HOSTWARD_UPSTREAM`.
+    fn upstream(self, address: SocketAddr, path: &Path) -> String {
+        match self {
+            Self::GunicornSync | Self::GunicornThreads | Self::Uwsgi | Self::Uvicorn => format!("http://{address}"),
+            Self::GunicornUnix => format!("http+unix:{}", path.display()),
+            Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => format!("uwsgi://{address}"),
+            Self::UwsgiUnix => format!("uwsgi+unix:{}", path.display()),
+        }
+    }
+
+    /// The port, when `line` is the one that names it, or 0 when it names a path. Every server listens from this line
+    /// on.
     fn port(self, line: &str) -> Option<u16> {
         let before = match self {
+            Self::GunicornUnix => return line.contains("Listening at: unix:").then_some(0),
+            Self::UwsgiUnix => return line.contains("bound to UNIX address").then_some(0),
             Self::GunicornSync | Self::GunicornThreads => "Listening at: http://127.0.0.1:",
-            Self::Uwsgi => "bound to TCP address 127.0.0.1:",
+            Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => "bound to TCP address 127.0.0.1:",
             Self::Uvicorn => "running on http://127.0.0.1:",
         };
         let (_, rest) = line.split_once(before)?;
