@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Endpoint, Loaded, RejectStatus, TaskIp, Upstream, is_metadata_address};
 use crate::policy::{HostPolicy, HostRewrite, ProbeHosts};
+use crate::upstream::connect::uwsgi_name;
 
 /// Prints what the settings amount to and returns the exit code: 1 when the app was to be reached and wasn't.
 pub fn run(loaded: &Loaded, test_upstream: bool, out: &mut impl Write) -> u8 {
@@ -99,11 +100,15 @@ fn connect(upstream: &Upstream, timeout: Duration) -> Result<String, String> {
 fn connect_unix(upstream: &Upstream, path: &Path) -> Result<String, String> {
     let url = upstream.to_string();
     let shown = url.split_once(':').map_or(url.as_str(), |(_, path)| path);
-    let address = match path.to_string_lossy().strip_prefix('\0') {
-        Some(name) => unix::SocketAddr::from_abstract_name(name),
-        None => unix::SocketAddr::from_pathname(path),
+    let connect = |path: &Path| {
+        let address = match path.to_string_lossy().strip_prefix('\0') {
+            Some(name) => unix::SocketAddr::from_abstract_name(name),
+            None => unix::SocketAddr::from_pathname(path),
+        };
+        address.and_then(|address| unix::UnixStream::connect_addr(&address))
     };
-    match address.and_then(|address| unix::UnixStream::connect_addr(&address)) {
+    let connected = connect(path).or_else(|error| uwsgi_name(path).map_or(Err(error), |name| connect(&name)));
+    match connected {
         Ok(_) => Ok(shown.to_owned()),
         Err(error) => Err(match error.kind() {
             io::ErrorKind::NotFound => format!(

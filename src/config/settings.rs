@@ -188,7 +188,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Text("URL"),
         default: Default::Is("http://127.0.0.1:8000"),
         example: "http://127.0.0.1:8000",
-        meaning: "the app: http://host:port, or http+unix:/path (http+unix:@name in the abstract namespace); h2c instead of http for HTTP/2, as gRPC needs it",
+        meaning: "the app: http://host:port, h2c://host:port (HTTP/2, as gRPC needs it) or uwsgi://host:port; at a path, http+unix:/path (@name in place of the path: in the abstract namespace), h2c+unix: or uwsgi+unix:",
     },
     Setting {
         variable: "HOSTWARD_UPSTREAM_CONNECT_TIMEOUT",

@@ -386,8 +386,8 @@ mod tests {
                 request.headers_mut().append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
             }
             let path: Vec<u8> = (0..random.usize(..20)).map(|_| random.u8(1..)).collect();
-            let escaped: String = path.iter().map(|byte| format!("%{byte:02x}")).collect();
-            *request.uri_mut() = format!("/{escaped}").parse().unwrap();
+            let escaped: Vec<_> = path.iter().map(|byte| format!("%{byte:02x}")).collect();
+            *request.uri_mut() = format!("/{}", escaped.concat()).parse().unwrap();
             let (head, ()) = request.into_parts();
 
             let variables = read(Packet::new(&head, Some(random.u64(..)), random.u16(..)).unwrap().as_bytes());

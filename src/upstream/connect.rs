@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpStream, UnixStream};
@@ -51,7 +51,12 @@ impl Address {
                 socket.set_nodelay(true)?;
                 Ok(Socket::Tcp(socket))
             }
-            Self::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
+            Self::Unix(path) => match (UnixStream::connect(path).await, uwsgi_name(path)) {
+                (Err(error), Some(name)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    UnixStream::connect(name).await.map(Socket::Unix)
+                }
+                (connected, _) => connected.map(Socket::Unix),
+            },
         }
     }
 }
@@ -144,6 +149,15 @@ impl Connector {
             }),
         }
     }
+}
+
+/// The other form of an abstract name: uWSGI takes the NUL that ends a text in C for a part of it.
+pub fn uwsgi_name(path: &Path) -> Option<PathBuf> {
+    let mut name = path.as_os_str().to_owned();
+    name.as_encoded_bytes().starts_with(b"\0").then(|| {
+        name.push("\0");
+        name.into()
+    })
 }
 
 const FIRST_PAUSE: Duration = Duration::from_millis(25);

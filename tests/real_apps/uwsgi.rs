@@ -103,6 +103,20 @@ fn an_albs_probe_is_answered_and_strangers_are_not() {
 }
 
 #[test]
+fn uwsgi_is_reached_by_an_abstract_name() {
+    let Some(site) = Site::start(Server::UwsgiAbstract, &[]) else { return };
+    let hostward = before(&site, &[]);
+    for _ in 0..3 {
+        ask(hostward.address, get("/", &[HOST])).expect(200);
+    }
+    let url = site.upstream();
+    assert!(url.starts_with("uwsgi+unix:@"), "{url}");
+    let settings = [("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", &*url)];
+    let output = Hostward::run(&["check", "--upstream"], &settings);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
 fn many_requests_of_every_kind_are_answered_on_one_connection() {
     with_both(|site, hostward| {
         let mut client = Client::connect(hostward.address);
@@ -128,7 +142,7 @@ fn a_hundred_megabytes_arrive_whole_and_hostward_does_not_keep_them() {
     with_both(|_, hostward| {
         let before = peak(hostward);
         let mut client = Client::connect(hostward.address);
-        client.input.patience = Duration::from_secs(60);
+        client.input.patience = Duration::from_mins(1);
         client.send(format!("POST /upload HTTP/1.1\r\n{HOST}\r\nContent-Length: {SIZE}\r\n\r\n"));
         let block: Vec<u8> = (0..=255).cycle().take(1_000_000).collect();
         let mut sent = 0;

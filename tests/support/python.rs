@@ -44,7 +44,9 @@ pub enum Server {
     UwsgiTcp,
     /// Django under uWSGI, which speaks uwsgi at a path.
     UwsgiUnix,
-    /// The same with uWSGI's own bound on a request head.
+    /// The same with an abstract name.
+    UwsgiAbstract,
+    /// On a port, with uWSGI's own bound on a request head.
     UwsgiTcpOfDefaults,
     /// Starlette under uvicorn.
     Uvicorn,
@@ -167,7 +169,7 @@ impl Request {
 impl Server {
     fn environment(self) -> &'static Environment {
         match self {
-            Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiUnix | Self::UwsgiTcpOfDefaults => &UWSGI,
+            Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiUnix | Self::UwsgiAbstract | Self::UwsgiTcpOfDefaults => &UWSGI,
             Self::GunicornSync | Self::GunicornThreads | Self::GunicornUnix | Self::Uvicorn => &MOST,
         }
     }
@@ -195,6 +197,7 @@ impl Server {
             Self::GunicornUnix => gunicorn(&format!("unix:{path}"), &["--worker-class", "gthread", "--threads", "4"]),
             Self::Uwsgi => uwsgi(&["--http-socket", "127.0.0.1:0"]),
             Self::UwsgiTcp => uwsgi(&["--socket", "127.0.0.1:0", "--buffer-size", "65535"]),
+            Self::UwsgiAbstract => uwsgi(&["--socket", &format!("@{path}"), "--buffer-size", "65535"]),
             Self::UwsgiUnix => uwsgi(&["--socket", path, "--buffer-size", "65535"]),
             Self::UwsgiTcpOfDefaults => uwsgi(&["--socket", "127.0.0.1:0"]),
             Self::Uvicorn => {
@@ -211,6 +214,7 @@ impl Server {
             Self::GunicornSync | Self::GunicornThreads | Self::Uwsgi | Self::Uvicorn => format!("http://{address}"),
             Self::GunicornUnix => format!("http+unix:{}", path.display()),
             Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => format!("uwsgi://{address}"),
+            Self::UwsgiAbstract => format!("uwsgi+unix:@{}", path.display()),
             Self::UwsgiUnix => format!("uwsgi+unix:{}", path.display()),
         }
     }
@@ -220,7 +224,7 @@ impl Server {
     fn port(self, line: &str) -> Option<u16> {
         let before = match self {
             Self::GunicornUnix => return line.contains("Listening at: unix:").then_some(0),
-            Self::UwsgiUnix => return line.contains("bound to UNIX address").then_some(0),
+            Self::UwsgiUnix | Self::UwsgiAbstract => return line.contains("bound to UNIX address").then_some(0),
             Self::GunicornSync | Self::GunicornThreads => "Listening at: http://127.0.0.1:",
             Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => "bound to TCP address 127.0.0.1:",
             Self::Uvicorn => "running on http://127.0.0.1:",
