@@ -3,7 +3,9 @@
 //! a bound on every wait.
 
 pub mod app;
+pub mod frames;
 pub mod hostward;
+pub mod http2;
 pub mod metadata;
 pub mod python;
 pub mod unix;

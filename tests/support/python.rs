@@ -27,6 +27,7 @@ const START: Duration = Duration::from_mins(1);
 const KEPT_LINES: usize = 40;
 
 static MOST: Environment = Environment::of("requirements.txt");
+static GRPC: Environment = Environment::of("requirements-grpc.txt");
 static UWSGI: Environment = Environment::of("requirements-uwsgi.txt");
 
 /// An app and what serves it.
@@ -50,6 +51,8 @@ pub enum Server {
     UwsgiTcpOfDefaults,
     /// Starlette under uvicorn.
     Uvicorn,
+    /// A gRPC service on grpcio's own server.
+    Grpc,
 }
 
 /// An app that runs until it is dropped.
@@ -170,6 +173,7 @@ impl Server {
     fn environment(self) -> &'static Environment {
         match self {
             Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiUnix | Self::UwsgiAbstract | Self::UwsgiTcpOfDefaults => &UWSGI,
+            Self::Grpc => &GRPC,
             Self::GunicornSync | Self::GunicornThreads | Self::GunicornUnix | Self::Uvicorn => &MOST,
         }
     }
@@ -200,6 +204,11 @@ impl Server {
             Self::UwsgiAbstract => uwsgi(&["--socket", &format!("@{path}"), "--buffer-size", "65535"]),
             Self::UwsgiUnix => uwsgi(&["--socket", path, "--buffer-size", "65535"]),
             Self::UwsgiTcpOfDefaults => uwsgi(&["--socket", "127.0.0.1:0"]),
+            Self::Grpc => {
+                let mut command = program("python");
+                command.arg("grpc_site.py");
+                command
+            }
             Self::Uvicorn => {
                 let mut command = program("uvicorn");
                 command.args(["--port", "0", "--app-dir", APPS, "starlette_site:application"]);
@@ -212,6 +221,7 @@ impl Server {
     fn upstream(self, address: SocketAddr, path: &Path) -> String {
         match self {
             Self::GunicornSync | Self::GunicornThreads | Self::Uwsgi | Self::Uvicorn => format!("http://{address}"),
+            Self::Grpc => format!("h2c://{address}"),
             Self::GunicornUnix => format!("http+unix:{}", path.display()),
             Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => format!("uwsgi://{address}"),
             Self::UwsgiAbstract => format!("uwsgi+unix:@{}", path.display()),
@@ -227,6 +237,7 @@ impl Server {
             Self::UwsgiUnix | Self::UwsgiAbstract => return line.contains("bound to UNIX address").then_some(0),
             Self::GunicornSync | Self::GunicornThreads => "Listening at: http://127.0.0.1:",
             Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => "bound to TCP address 127.0.0.1:",
+            Self::Grpc => "listening on 127.0.0.1:",
             Self::Uvicorn => "running on http://127.0.0.1:",
         };
         let (_, rest) = line.split_once(before)?;
@@ -312,6 +323,12 @@ impl Environment {
 /// Runs one of the programs in `tests/apps` and returns what it prints. Only for a test that has an app already.
 pub fn run_program(arguments: &[&str]) -> String {
     run(MOST.python().expect("the environment that the app runs in").args(arguments))
+        .unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// Runs the gRPC client. Only for a test that has the service already.
+pub fn run_grpc_client(arguments: &[&str]) -> String {
+    run(GRPC.python().expect("the environment that the service runs in").arg("grpc_client.py").args(arguments))
         .unwrap_or_else(|why| panic!("{why}"))
 }
 
