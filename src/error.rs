@@ -60,6 +60,10 @@ pub enum Failure {
     UpgradeFailed,
     /// No connection to the app became free, because of `UPSTREAM_MAX_CONNECTIONS`.
     LimitReached,
+    /// The request body can't be stored, because of `BUFFER_DIR`.
+    SpoolFailed,
+    /// No memory for the request body became free.
+    MemoryFull,
     /// A bug in hostward.
     Internal,
 }
@@ -98,7 +102,7 @@ impl Failure {
             | Self::ResponseMalformed
             | Self::UpgradeFailed => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::LimitReached => StatusCode::SERVICE_UNAVAILABLE,
+            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -129,7 +133,7 @@ impl Failure {
             Self::ResponseMalformed => "http_protocol_error",
             Self::UpgradeFailed => "http_upgrade_failed",
             Self::LimitReached => "connection_limit_reached",
-            Self::Internal => "proxy_internal_error",
+            Self::SpoolFailed | Self::MemoryFull | Self::Internal => "proxy_internal_error",
         }
     }
 
@@ -145,6 +149,8 @@ impl Failure {
             Self::HeadTimeout => "head_timeout",
             Self::BodyTimeout => "body_timeout",
             Self::Forbidden => "socket_forbidden",
+            Self::SpoolFailed => "spool_failed",
+            Self::MemoryFull => "memory_full",
             _ => self.token(),
         }
     }
@@ -175,7 +181,7 @@ impl Failure {
             | Self::ResponseTimeout
             | Self::ResponseMalformed
             | Self::UpgradeFailed => Side::App,
-            Self::LimitReached | Self::Internal => Side::Hostward,
+            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull | Self::Internal => Side::Hostward,
         }
     }
 
@@ -195,6 +201,8 @@ impl Failure {
             Self::ConnectionTerminated => "app closed connection",
             Self::ResponseMalformed | Self::UpgradeFailed => "app sent a malformed answer",
             Self::LimitReached => "no connection to the app free",
+            Self::SpoolFailed => "no room on disk for a request body",
+            Self::MemoryFull => "no memory for a request body",
             Self::Internal => "internal error",
         }
     }
@@ -238,6 +246,12 @@ impl Failure {
             }
             Self::UpgradeFailed => "the app switched to a protocol that was not asked for",
             Self::LimitReached => "raise HOSTWARD_UPSTREAM_MAX_CONNECTIONS, or give the app more workers",
+            Self::SpoolFailed => {
+                "HOSTWARD_BUFFER_DIR can't be written: mount a volume there, with room for the bodies under way"
+            }
+            Self::MemoryFull => {
+                "give the container more memory (bodies get a quarter), or a HOSTWARD_BUFFER_DIR that can be written"
+            }
             Self::Internal => "please report this with the log line",
         }
     }
@@ -269,6 +283,8 @@ impl fmt::Display for Failure {
             Self::ResponseMalformed => f.write_str("the application's answer is not HTTP/1.1"),
             Self::UpgradeFailed => f.write_str("the application switched to a protocol that was not asked for"),
             Self::LimitReached => f.write_str("the application is busy"),
+            Self::SpoolFailed => f.write_str("the request body can't be stored"),
+            Self::MemoryFull => f.write_str("there is no memory for the request body"),
             Self::Internal => f.write_str("an internal error"),
         }
     }

@@ -66,6 +66,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_local;
 
 use crate::admin::Admin;
+use crate::body::Buffering;
 use crate::config::{Config, TaskIp};
 use crate::drain::{Stage, Stop};
 use crate::log::{Repeats, Sink};
@@ -92,13 +93,15 @@ pub async fn run(config: Config, sink: Sink, stops: UnboundedReceiver<Stop>) -> 
     let (stage, stages) = watch::channel(Stage::Running);
     let repeats = Arc::new(Repeats::default());
     let threads = Arc::new(AtomicUsize::new(first_threads(&config)));
+    let budget = Budget::new(memory::bound(memory::container_limit()));
     let shared = Shared {
         config: Arc::clone(&config),
         policy: Arc::clone(&policy),
         repeats: Arc::clone(&repeats),
+        buffering: Arc::new(Buffering::new(&config, budget.clone(), Arc::clone(&repeats))),
         sink,
         limit: config.upstream_max_connections.map(Limit::new),
-        budget: Budget::new(memory::share_of(memory::container_limit())),
+        budget,
         stage: stages.clone(),
         started,
     };

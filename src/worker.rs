@@ -19,6 +19,7 @@ use tokio::task::spawn_local;
 
 use crate::access_log::Journal;
 use crate::answer::Bounds;
+use crate::body::Buffering;
 use crate::config::Config;
 use crate::connection::{Protocol, Server};
 use crate::drain::Stage;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub policy: Arc<Policy>,
     /// What has been said in the log already.
     pub repeats: Arc<Repeats>,
+    /// Where request bodies wait until they are whole.
+    pub buffering: Arc<Buffering>,
     /// Where log lines go.
     pub sink: Sink,
     /// `UPSTREAM_MAX_CONNECTIONS`.
@@ -78,7 +81,11 @@ struct Worker {
 ///
 /// The operating system's.
 pub fn runtime() -> io::Result<LocalRuntime> {
-    Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())
+    Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(DISK_THREADS)
+        .build_local(LocalOptions::default())
 }
 
 impl Workers {
@@ -195,6 +202,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
             )),
             config: Arc::clone(config),
             policy: Arc::clone(&shared.policy),
+            buffering: Arc::clone(&shared.buffering),
             repeats: Arc::clone(&shared.repeats),
             bounds: Bounds { read_ahead: config.buffer_responses, budget: shared.budget.clone() },
         },
@@ -263,5 +271,8 @@ impl Drop for Loaded {
     }
 }
 
+/// A worker's threads for what blocks: spooled bodies, and the app's name if it has to be looked up. They come up
+/// when they are needed and go when they are idle. More of them make no disk faster.
+const DISK_THREADS: usize = 4;
 /// What the connections that were cut get for writing their records.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 
 use http::{HeaderValue, StatusCode};
 
@@ -13,8 +14,8 @@ use super::mistake::{Mistake, Mistakes};
 use super::reader::Reader;
 use super::values::{self, Fault};
 use super::{
-    AccessLog, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Protocol, ProxyProtocol, RejectStatus,
-    TaskIp, Upstream, addresses,
+    AccessLog, BufferRequests, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Protocol, ProxyProtocol,
+    RejectStatus, TaskIp, Upstream, addresses,
 };
 use crate::networks::Networks;
 use crate::policy::{HostPattern, HostPolicy, HostRewrite, Hosts, ProbeHosts, Rules};
@@ -85,6 +86,18 @@ impl Reader {
             ready_path: self.read("HOSTWARD_READY_PATH", |_, text| addresses::path(text)),
             forwarded: self.switch("HOSTWARD_FORWARDED", false),
             buffer_responses: usize::try_from(self.size("HOSTWARD_BUFFER_RESPONSES")).unwrap_or(usize::MAX),
+            buffer_requests: match self.word("HOSTWARD_BUFFER_REQUESTS") {
+                "on" => BufferRequests::On,
+                "off" => BufferRequests::Off,
+                _ => BufferRequests::Auto,
+            },
+            buffer_memory: usize::try_from(self.size("HOSTWARD_BUFFER_MEMORY")).unwrap_or(usize::MAX),
+            buffer_dir: self
+                .read("HOSTWARD_BUFFER_DIR", |_, text| match Path::new(text) {
+                    path if path.is_absolute() => Ok(path.to_owned()),
+                    _ => Err(Fault::new("expected a directory's whole path, from /")),
+                })
+                .unwrap_or_default(),
             max_body_size: Some(self.size("HOSTWARD_MAX_BODY_SIZE")).filter(|bytes| *bytes != 0),
             max_header_size: usize::try_from(self.size("HOSTWARD_MAX_HEADER_SIZE")).unwrap_or(usize::MAX),
             header_timeout: self.duration("HOSTWARD_HEADER_TIMEOUT"),

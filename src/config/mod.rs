@@ -136,6 +136,12 @@ pub struct Config {
     pub ready_path: Option<http::uri::PathAndQuery>,
     /// Whether the app gets an RFC 7239 `Forwarded` field.
     pub forwarded: bool,
+    /// Whether request bodies are read before the app is asked.
+    pub buffer_requests: BufferRequests,
+    /// Bytes of a request body that stay in memory.
+    pub buffer_memory: usize,
+    /// Where longer ones go.
+    pub buffer_dir: PathBuf,
     /// Bytes of an answer that are read ahead of a slow client; 0 is none.
     pub buffer_responses: usize,
     /// Bytes of a request body; `None` is no limit.
@@ -277,6 +283,17 @@ impl fmt::Display for Upstream {
             Endpoint::Unix(path) => write!(f, "{scheme}+unix:{}", path.to_string_lossy().replace('\0', "@")),
         }
     }
+}
+
+/// `HOSTWARD_BUFFER_REQUESTS`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferRequests {
+    /// As far as there is room: what is too long streams.
+    Auto,
+    /// Always whole.
+    On,
+    /// Never.
+    Off,
 }
 
 /// `HOSTWARD_LOG_FORMAT`, decided.

@@ -260,6 +260,31 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "whether the app gets an RFC 7239 Forwarded field too",
     },
     Setting {
+        variable: "HOSTWARD_BUFFER_REQUESTS",
+        group: Group::Limits,
+        kind: Kind::Word(&["auto", "on", "off"]),
+        default: Default::Is("auto"),
+        example: "off",
+        meaning: "whether a request body is read before the app is asked: auto spools a long one to BUFFER_DIR, or streams it where that can't be written; on never streams; off always does",
+    },
+    Setting {
+        variable: "HOSTWARD_BUFFER_MEMORY",
+        group: Group::Limits,
+        // Below a page nothing is saved; what is above the process's own bound goes to BUFFER_DIR anyway.
+        kind: Kind::Size(1 << 10, 1 << 30),
+        default: Default::Is("1MiB"),
+        example: "256KiB",
+        meaning: "up to which length a request body stays in memory; all together have a quarter of the container's memory, 8 to 32 MiB",
+    },
+    Setting {
+        variable: "HOSTWARD_BUFFER_DIR",
+        group: Group::Limits,
+        kind: Kind::Text("directory"),
+        default: Default::Is("/tmp"),
+        example: "/tmp",
+        meaning: "where longer ones go, in files without a name",
+    },
+    Setting {
         variable: "HOSTWARD_BUFFER_RESPONSES",
         group: Group::Limits,
         // Every slow client may take this much, up to the process's bound; a gibibyte is more than a task has.
@@ -435,7 +460,7 @@ impl Kind {
             Self::List(_) => "LIST",
             Self::Text(what) if what.starts_with("address") => "ADDRESS",
             Self::Text("URL") => "URL",
-            Self::Text("path") => "PATH",
+            Self::Text("path" | "directory") => "PATH",
             Self::Text(_) => "HOST",
         }
     }

@@ -16,7 +16,7 @@ use http_body::Body;
 
 use crate::access_log::Journal;
 use crate::answer::{self, AnswerBody, Bounds, Recording};
-use crate::body::{Limits, RequestBody};
+use crate::body::{Buffering, Limits, RequestBody};
 use crate::config::{Config, Protocol, RejectStatus, show};
 use crate::error::{Failure, Side};
 use crate::exchange::{self, Exchange};
@@ -39,6 +39,8 @@ pub struct Proxy {
     pub config: Arc<Config>,
     /// Who may enter.
     pub policy: Arc<Policy>,
+    /// Where request bodies wait until they are whole.
+    pub buffering: Arc<Buffering>,
     /// The app.
     pub upstream: Rc<Upstream>,
     /// The access log.

@@ -1,0 +1,175 @@
+//! Request buffering: whether a body is read before the app is asked, and where it stays meanwhile. An app that
+//! does one request at a time is kept from waiting for slow clients that way, and gets a length with every body.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::body::blocks::Blocks;
+use crate::body::spool::{PIECE, Spool};
+use crate::body::{Content, RequestBody, Streamed};
+use crate::config::{BufferRequests, Config, Protocol};
+use crate::error::Failure;
+use crate::log::Repeats;
+use crate::memory::Budget;
+
+/// The settings of request buffering, and what has been found out about the directory. Shared by all workers.
+#[derive(Debug)]
+pub struct Buffering {
+    mode: BufferRequests,
+    /// Whether the app can take a body of unknown length.
+    takes_chunks: bool,
+    /// Bytes of one request.
+    memory: usize,
+    /// Bytes of all.
+    budget: Budget,
+    directory: PathBuf,
+    /// When the directory was found to be unwritable, if it was.
+    unwritable: Mutex<Option<Instant>>,
+    repeats: Arc<Repeats>,
+}
+
+impl Buffering {
+    /// What the settings ask for, within the `budget` of the process.
+    pub fn new(config: &Config, budget: Budget, repeats: Arc<Repeats>) -> Self {
+        // The one place where the app's protocol has a say.
+        let (mode, takes_chunks) = match config.upstream.protocol {
+            // gRPC's bodies are conversations.
+            Protocol::H2c if config.buffer_requests == BufferRequests::Auto => (BufferRequests::Off, true),
+            Protocol::Http | Protocol::H2c => (config.buffer_requests, true),
+            Protocol::Uwsgi => (config.buffer_requests, false),
+        };
+        Self {
+            mode,
+            takes_chunks,
+            // What would never fit is not for the memory.
+            memory: config.buffer_memory.min(budget.bytes()),
+            budget,
+            directory: config.buffer_dir.clone(),
+            unwritable: Mutex::default(),
+            repeats,
+        }
+    }
+
+    /// Reads a body as far as it is to be read before the app is asked.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the body, or with the place for it.
+    pub async fn read(&self, body: RequestBody) -> Result<RequestBody, Failure> {
+        match body {
+            // A future of its own, so that a request without a body doesn't carry it along.
+            RequestBody(Content::Streamed(None, body)) if self.mode != BufferRequests::Off => {
+                Box::pin(self.read_into_memory(body)).await
+            }
+            body => Ok(body),
+        }
+    }
+
+    async fn read_into_memory(&self, mut body: Streamed) -> Result<RequestBody, Failure> {
+        if body.length().is_some_and(|length| length > self.memory as u64) {
+            return self.read_long(Blocks::new(self.budget.hold()), Bytes::new(), body).await;
+        }
+        let Some(mut data) = body.next().await? else { return Ok(RequestBody(Content::Read(Bytes::new()))) };
+        if body.has_ended() {
+            // Not counted: it lies where the connection has read the head to.
+            return Ok(RequestBody(Content::Read(data)));
+        }
+        let mut blocks = Blocks::new(self.budget.hold());
+        loop {
+            if blocks.len() + data.len() > self.memory {
+                return self.read_long(blocks, data, body).await;
+            }
+            if !blocks.push(&data) {
+                if let Some(spool) = self.spool().await {
+                    return self.read_into(spool, blocks, data, body).await;
+                }
+                let room = tokio::time::timeout(body.pace.limits.pause, blocks.push_when_there_is_room(&data));
+                room.await.map_err(|_| Failure::MemoryFull)?;
+            }
+            match body.next().await? {
+                Some(more) => data = more,
+                None => return Ok(RequestBody(Content::Whole(blocks, body.pace))),
+            }
+        }
+    }
+
+    /// What is too long for the memory goes to a file, or else is streamed, if it may be.
+    async fn read_long(&self, mut blocks: Blocks, data: Bytes, body: Streamed) -> Result<RequestBody, Failure> {
+        match self.spool().await {
+            Some(spool) => self.read_into(spool, blocks, data, body).await,
+            None if self.mode == BufferRequests::On => Err(Failure::SpoolFailed),
+            None if body.length().is_none() && !self.takes_chunks => Err(Failure::BodyTooLarge),
+            None => {
+                // On its way in a moment: no longer than a streamed body's bytes would be here.
+                blocks.push_uncounted(data);
+                Ok(RequestBody(Content::Streamed(Some(blocks), body)))
+            }
+        }
+    }
+
+    /// The rest of the body to a file, behind what is in `blocks` and `data`.
+    async fn read_into(
+        &self,
+        mut spool: Spool,
+        mut blocks: Blocks,
+        mut data: Bytes,
+        mut body: Streamed,
+    ) -> Result<RequestBody, Failure> {
+        loop {
+            if blocks.len() + data.len() > PIECE || !blocks.push(&data) {
+                let full = std::mem::replace(&mut blocks, Blocks::new(self.budget.hold()));
+                spool.append(full, data).await.map_err(|error| self.failed(&error))?;
+            }
+            match body.next().await? {
+                Some(more) => data = more,
+                None => break,
+            }
+        }
+        let spooled = async {
+            spool.append(blocks, Bytes::new()).await?;
+            spool.read(self.budget.hold())
+        };
+        Ok(RequestBody(Content::Spooled(spooled.await.map_err(|error| self.failed(&error))?, body.pace)))
+    }
+
+    /// A new file, if the directory is writable. In `auto` it needn't be, and isn't asked again and again.
+    async fn spool(&self) -> Option<Spool> {
+        let before = *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner);
+        let recently = before.is_some_and(|since| since.elapsed() < LOOK_AGAIN);
+        if recently && self.mode == BufferRequests::Auto {
+            return None;
+        }
+        let created = Spool::create(self.directory.clone()).await;
+        let now = created.is_err().then(Instant::now);
+        *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        created
+            .inspect_err(|error| {
+                // In `auto` it may be meant, and is said once.
+                if self.mode == BufferRequests::On || before.is_none() {
+                    self.report(error);
+                }
+            })
+            .ok()
+    }
+
+    fn failed(&self, error: &io::Error) -> Failure {
+        self.report(error);
+        Failure::SpoolFailed
+    }
+
+    fn report(&self, error: &io::Error) {
+        let message = "can't spool";
+        if let Some(repeated) = self.repeats.admit(message, "", Instant::now()) {
+            let directory = self.directory.display();
+            tracing::warn!(error = %error, %directory, repeated, hint = HINT, "{message}");
+        }
+    }
+}
+
+/// A directory that could not be written may be by now: a volume gets room again.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+const HINT: &str = "long request bodies go to HOSTWARD_BUFFER_DIR: give it a volume with room, or stream them (HOSTWARD_BUFFER_REQUESTS=off)";
