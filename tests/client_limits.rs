@@ -89,24 +89,26 @@ fn the_idle_timeout_is_not_the_head_timeout() {
 
 #[test]
 fn a_body_that_pauses_is_408() {
-    let task = Task::echo(&[("HOSTWARD_BODY_TIMEOUT", "1s")]);
-    for part in [
-        "Content-Length: 10\r\n\r\nabc",
-        "Content-Length: 10\r\n\r\n",
-        "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
-    ] {
-        let mut client = task.client();
-        let started = Instant::now();
-        client.send(format!("POST /slow HTTP/1.1\r\nHost: www.example.com\r\n{part}"));
-        let answer = client.answer().expect(408);
-        assert!(answer.closes(), "{}", answer.head);
-        client.assert_closed();
-        assert_soon(started);
-        assert_eq!(task.app.complete(), 0);
+    for mode in ["off", "auto"] {
+        let task = Task::echo(&[("HOSTWARD_BODY_TIMEOUT", "1s"), ("HOSTWARD_BUFFER_REQUESTS", mode)]);
+        for part in [
+            "Content-Length: 10\r\n\r\nabc",
+            "Content-Length: 10\r\n\r\n",
+            "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+        ] {
+            let mut client = task.client();
+            let started = Instant::now();
+            client.send(format!("POST /slow HTTP/1.1\r\nHost: www.example.com\r\n{part}"));
+            let answer = client.answer().expect(408);
+            assert!(answer.closes(), "{}", answer.head);
+            client.assert_closed();
+            assert_soon(started);
+            assert_eq!(task.app.complete(), 0);
+        }
+        // The app is rid of them too.
+        task.app.wait_open(0);
+        assert_eq!(task.hostward.request_line("/slow")["status"], 408);
     }
-    // The app is rid of them too.
-    task.app.wait_open(0);
-    assert_eq!(task.hostward.request_line("/slow")["status"], 408);
 }
 
 #[test]
@@ -249,7 +251,7 @@ fn a_client_that_leaves_while_the_app_works_is_499_in_the_log() {
 
 #[test]
 fn a_client_that_leaves_during_its_upload_leaves_no_request_behind() {
-    let task = Task::echo(&[]);
+    let task = Task::echo(&[("HOSTWARD_BUFFER_REQUESTS", "off")]);
     let mut client = task.client();
     client.send("POST /left HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1000\r\n\r\nhello");
     task.app.wait_count(1);

@@ -223,10 +223,20 @@ fn other_versions_of_http_are_refused() {
     );
 }
 
-/// The body streams, so the app may see such a request begin; what it may not see is its end.
 #[test]
-fn broken_chunks_are_400_and_the_app_never_sees_their_end() {
+fn broken_chunks_are_400_and_never_reach_the_app() {
     let task = Task::echo(&[]);
+    broken_chunks_are_400(&task);
+    assert_eq!(task.app.count(), 0);
+}
+
+/// The app may see such a request begin; what it may not see is its end.
+#[test]
+fn broken_chunks_of_a_streamed_body_are_400_and_the_app_never_sees_their_end() {
+    broken_chunks_are_400(&Task::echo(&[("HOSTWARD_BUFFER_REQUESTS", "off")]));
+}
+
+fn broken_chunks_are_400(task: &Task) {
     let (mut wrong, mut complete) = (Vec::new(), 0);
     for body in [
         "0x5\r\nhello\r\n0\r\n\r\n",
@@ -259,14 +269,14 @@ fn broken_chunks_are_400_and_the_app_never_sees_their_end() {
         ";a\r\nhello\r\n0\r\n\r\n",
         " 5\r\nhello\r\n0\r\n\r\n",
     ] {
-        wrong.extend(rejected(&task, &post("Transfer-Encoding: chunked\r\n", body), &[400]));
+        wrong.extend(rejected(task, &post("Transfer-Encoding: chunked\r\n", body), &[400]));
         if task.app.complete() > complete {
             complete = task.app.complete();
             wrong.push(format!("{}\n  reached the app whole", body.escape_debug()));
         }
     }
     let extension = format!("5;{}\r\nhello\r\n0\r\n\r\n", "a".repeat(70_000));
-    wrong.extend(rejected(&task, &post("Transfer-Encoding: chunked\r\n", &extension), &[400, 413, 431]));
+    wrong.extend(rejected(task, &post("Transfer-Encoding: chunked\r\n", &extension), &[400, 413, 431]));
     assert_none(&wrong);
     assert!(task.app.requests().iter().all(|request| request.target == "/"));
 }
@@ -359,7 +369,7 @@ fn a_body_with_a_length_arrives_with_that_length() {
 
 #[test]
 fn a_trailer_section_stays_a_trailer_section() {
-    let task = Task::echo(&[]);
+    let task = Task::echo(&[("HOSTWARD_BUFFER_REQUESTS", "off")]);
     let received = task.admitted(post(
         "Transfer-Encoding: chunked\r\nTrailer: X-Checksum, Host, Content-Length, X-Forwarded-For\r\n",
         "5\r\nhello\r\n0\r\nX-Checksum: 42\r\nHost: evil.example\r\nContent-Length: 3\r\nX-Forwarded-For: 6.6.6.6\r\nX_Forwarded_Host: evil.example\r\n\r\n",

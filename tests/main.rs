@@ -5,6 +5,7 @@
 
 mod access_log;
 mod admin;
+mod buffering;
 mod client_limits;
 mod commands;
 mod discovery;

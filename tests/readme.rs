@@ -163,7 +163,7 @@ fn read_sources(directory: &Path, all: &mut String) {
 }
 
 /// One of each kind that is answered: a client that has left gets nothing.
-const FAILURES: [Failure; 24] = [
+const FAILURES: [Failure; 26] = [
     Failure::Malformed(""),
     Failure::UnknownCoding,
     Failure::InvalidHost(InvalidAuthority::Empty),
@@ -187,5 +187,7 @@ const FAILURES: [Failure; 24] = [
     Failure::ResponseMalformed,
     Failure::UpgradeFailed,
     Failure::LimitReached,
+    Failure::SpoolFailed,
+    Failure::MemoryFull,
     Failure::Internal,
 ];

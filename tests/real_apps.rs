@@ -4,6 +4,7 @@
 mod django;
 mod grpc;
 mod starlette;
+mod uploads;
 mod uwsgi;
 
 use serde_json::Value;

@@ -29,16 +29,18 @@ fn posts_in_a_row_do_not_wait_for_the_one_connection_that_is_idle() {
 
 #[test]
 fn an_answer_to_an_upload_that_the_app_does_not_read_is_delivered() {
-    let task = Task::start(&[], |talk| {
-        talk.reply("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig");
-        Then::Close
-    });
-    for length in [100_000, 300_000, 3_000_000].repeat(3) {
-        let mut client = task.client();
-        client.send(format!("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: {length}\r\n\r\n"));
-        // hostward may close before it has taken everything; the answer is there all the same.
-        client.try_send(vec![b'x'; length]).ok();
-        assert_eq!(client.answer().expect(413).text(), "big", "{length}");
+    for mode in ["off", "auto"] {
+        let task = Task::start(&[("HOSTWARD_BUFFER_REQUESTS", mode)], |talk| {
+            talk.reply("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig");
+            Then::Close
+        });
+        for length in [100_000, 300_000, 3_000_000].repeat(3) {
+            let mut client = task.client();
+            client.send(format!("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: {length}\r\n\r\n"));
+            // hostward may close before it has taken everything; the answer is there all the same.
+            client.try_send(vec![b'x'; length]).ok();
+            assert_eq!(client.answer().expect(413).text(), "big", "{length}");
+        }
     }
 }
 
@@ -65,7 +67,7 @@ fn a_body_with_too_many_extensions_or_trailers_is_answered() {
 
 #[test]
 fn a_client_that_stalls_its_upload_after_an_early_answer_is_cut() {
-    let task = Task::start(&[("HOSTWARD_BODY_TIMEOUT", "1s")], |talk| {
+    let task = Task::start(&[("HOSTWARD_BODY_TIMEOUT", "1s"), ("HOSTWARD_BUFFER_REQUESTS", "off")], |talk| {
         talk.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n").ok();
         // Holds the answer open until hostward gives up.
         talk.body().ok();

@@ -98,6 +98,9 @@ fn each_wrong_value_is_a_mistake_that_names_it() {
         ("HOSTWARD_READY_PATH", &["health", "http://a/health", "/a b"]),
         ("HOSTWARD_TRUSTED_PROXIES", &["10.0.0.0/33", "all", "www.example.com", "none,private", "10.0.0.1/x"]),
         ("HOSTWARD_FORWARDED", &["maybe", "2"]),
+        ("HOSTWARD_BUFFER_REQUESTS", &["maybe", "1MiB"]),
+        ("HOSTWARD_BUFFER_MEMORY", &["0", "1m", "2GiB"]),
+        ("HOSTWARD_BUFFER_DIR", &["tmp", "./tmp", "~/tmp"]),
         ("HOSTWARD_MAX_BODY_SIZE", &["10XB", "-1", "ten"]),
         ("HOSTWARD_MAX_HEADER_SIZE", &["0", "1GiB", "x"]),
         ("HOSTWARD_IDLE_TIMEOUT", &["75", "0s"]),
@@ -168,9 +171,7 @@ fn probes_need_a_canonical_host() {
 /// Nothing may be accepted and ignored.
 #[test]
 fn settings_of_features_to_come_are_unknown() {
-    for (name, value) in
-        [("HOSTWARD_TLS", "self-signed"), ("HOSTWARD_BUFFER_REQUESTS", "on"), ("HOSTWARD_METRICS", "emf")]
-    {
+    for (name, value) in [("HOSTWARD_TLS", "self-signed"), ("HOSTWARD_METRICS", "emf")] {
         assert_line(&mistakes(&[HOSTS, (name, value)]), &[name]);
     }
     assert_line(&mistakes(&[HOSTS, ("HOSTWARD_UPSTREAM", "h2c://127.0.0.1:8000")]), &["HOSTWARD_UPSTREAM"]);

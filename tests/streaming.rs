@@ -11,10 +11,12 @@ use crate::support::app::{Then, answer};
 use crate::support::wire::{Client, Framing, text};
 use crate::support::{Task, eventually};
 
+/// Bodies as they come: what is buffered first is in `buffering`.
+const STREAM: (&str, &str) = ("HOSTWARD_BUFFER_REQUESTS", "off");
 const GET: &str = "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n";
 
 /// Bytes that don't repeat.
-fn noise(length: usize) -> Vec<u8> {
+pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -27,7 +29,7 @@ fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-fn chunked(body: &[u8], size: usize) -> Vec<u8> {
+pub fn chunked(body: &[u8], size: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(body.len() * 2);
     for chunk in body.chunks(size) {
         write!(bytes, "{:x}\r\n", chunk.len()).unwrap();
@@ -54,7 +56,7 @@ fn mirror(settings: &[(&str, &str)]) -> Task {
 
 #[test]
 fn ten_mebibytes_up_and_down_are_the_same_bytes() {
-    let task = mirror(&[]);
+    let task = mirror(&[STREAM]);
     let body = noise(10 << 20);
     for (fields, bytes, framing) in [
         (format!("Content-Length: {}\r\n", body.len()), body.clone(), Framing::Length(body.len() as u64)),
@@ -73,16 +75,18 @@ fn ten_mebibytes_up_and_down_are_the_same_bytes() {
 
 #[test]
 fn small_bodies_of_every_length_are_the_same_bytes() {
-    let task = mirror(&[]);
-    let mut client = task.client();
-    for length in (0..40).chain([8191, 8192, 8193, 65_535, 65_536, 65_537]) {
-        let body = noise(length);
-        client.send(format!("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: {length}\r\n\r\n"));
-        client.send(&body);
-        assert!(client.answer().expect(200).body == body, "{length}");
-        client.send("POST / HTTP/1.1\r\nHost: www.example.com\r\nTransfer-Encoding: chunked\r\n\r\n");
-        client.send(chunked(&body, 7));
-        assert!(client.answer().expect(200).body == body, "{length}");
+    for settings in [&[][..], &[STREAM]] {
+        let task = mirror(settings);
+        let mut client = task.client();
+        for length in (0..40).chain([8191, 8192, 8193, 65_535, 65_536, 65_537]) {
+            let body = noise(length);
+            client.send(format!("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: {length}\r\n\r\n"));
+            client.send(&body);
+            assert!(client.answer().expect(200).body == body, "{length}");
+            client.send("POST / HTTP/1.1\r\nHost: www.example.com\r\nTransfer-Encoding: chunked\r\n\r\n");
+            client.send(chunked(&body, 7));
+            assert!(client.answer().expect(200).body == body, "{length}");
+        }
     }
 }
 
@@ -117,7 +121,7 @@ fn an_answer_is_relayed_while_the_app_still_writes_it() {
 fn a_request_is_relayed_while_the_client_still_writes_it() {
     let (seen, see) = mpsc::channel::<Vec<u8>>();
     let seen = Mutex::new(seen);
-    let task = Task::start(&[], move |talk| {
+    let task = Task::start(&[STREAM], move |talk| {
         while let Ok(Some(chunk)) = talk.input.chunk() {
             seen.lock().unwrap().send(chunk).unwrap();
         }
@@ -307,7 +311,7 @@ fn a_client_that_does_not_read_stalls_the_app() {
 fn an_app_that_does_not_read_stalls_the_client() {
     let (go, gone) = mpsc::channel::<()>();
     let gone = Mutex::new(gone);
-    let task = Task::start(&[], move |talk| {
+    let task = Task::start(&[STREAM], move |talk| {
         gone.lock().unwrap().recv().unwrap();
         talk.reply(answer("200 OK", "", "done"))
     });

@@ -313,7 +313,7 @@ fn a_truncated_answer_is_visibly_broken() {
 
 #[test]
 fn an_answer_that_comes_before_the_body_is_delivered() {
-    let task = Task::start(&[], |talk| {
+    let task = Task::start(&[("HOSTWARD_BUFFER_REQUESTS", "off")], |talk| {
         talk.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlong").unwrap();
         hang(talk)
     });

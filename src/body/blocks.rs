@@ -20,12 +20,14 @@ pub(super) struct Blocks {
     length: usize,
     /// For the blocks' capacity, which is more.
     held: Held,
+    /// For everything that is still to come.
+    reserve: Option<Held>,
 }
 
 impl Blocks {
     /// None yet; they will be paid for with `held`.
     pub(super) fn new(held: Held) -> Self {
-        Self { full: VecDeque::new(), open: BytesMut::new(), length: 0, held }
+        Self { full: VecDeque::new(), open: BytesMut::new(), length: 0, held, reserve: None }
     }
 
     /// Bytes of content.
@@ -41,7 +43,7 @@ impl Blocks {
     /// Appends a copy. False, and nothing appended, when there is no room for it.
     pub(super) fn push(&mut self, data: &[u8]) -> bool {
         let lacking = self.lacking(data);
-        if lacking > 0 && !self.held.take(lacking) {
+        if lacking > 0 && self.reserve.is_none() && !self.held.take(lacking) {
             return false;
         }
         self.append(data, lacking);
@@ -55,6 +57,11 @@ impl Blocks {
             self.held.wait(lacking).await;
         }
         self.append(data, lacking);
+    }
+
+    /// Takes `reserve` for whatever is still to come, so that room isn't asked for any more.
+    pub(super) fn rely_on(&mut self, reserve: Held) {
+        self.reserve = Some(reserve);
     }
 
     /// Appends what is about to leave, without asking for room.

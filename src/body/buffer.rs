@@ -14,7 +14,7 @@ use crate::body::{Content, RequestBody, Streamed};
 use crate::config::{BufferRequests, Config, Protocol};
 use crate::error::Failure;
 use crate::log::Repeats;
-use crate::memory::Budget;
+use crate::memory::{Budget, Held};
 
 /// The settings of request buffering, and what has been found out about the directory. Shared by all workers.
 #[derive(Debug)]
@@ -26,6 +26,10 @@ pub struct Buffering {
     memory: usize,
     /// Bytes of all.
     budget: Budget,
+    /// Room for one whole body, outside of the budget. Bodies that wait for each other's room would wait for ever;
+    /// one of them gets this, is read to its end, and makes room for the others.
+    reserve: Budget,
+    _reserved: Held,
     directory: PathBuf,
     /// When the directory was found to be unwritable, if it was.
     unwritable: Mutex<Option<Instant>>,
@@ -42,12 +46,17 @@ impl Buffering {
             Protocol::Http | Protocol::H2c => (config.buffer_requests, true),
             Protocol::Uwsgi => (config.buffer_requests, false),
         };
+        // What would never fit is not for the memory.
+        let memory = config.buffer_memory.min(budget.bytes() / 2);
+        let mut reserved = budget.hold();
+        reserved.take(memory);
         Self {
             mode,
             takes_chunks,
-            // What would never fit is not for the memory.
-            memory: config.buffer_memory.min(budget.bytes()),
+            memory,
             budget,
+            reserve: Budget::new(memory),
+            _reserved: reserved,
             directory: config.buffer_dir.clone(),
             unwritable: Mutex::default(),
             repeats,
@@ -87,14 +96,27 @@ impl Buffering {
                 if let Some(spool) = self.spool().await {
                     return self.read_into(spool, blocks, data, body).await;
                 }
-                let room = tokio::time::timeout(body.pace.limits.pause, blocks.push_when_there_is_room(&data));
-                room.await.map_err(|_| Failure::MemoryFull)?;
+                self.wait_for_room(&mut blocks, &data, body.pace.limits.pause).await?;
             }
             match body.next().await? {
                 Some(more) => data = more,
                 None => return Ok(RequestBody(Content::Whole(blocks, body.pace))),
             }
         }
+    }
+
+    /// Appends `data` once there is room, or the reserve is free.
+    async fn wait_for_room(&self, blocks: &mut Blocks, data: &[u8], at_most: Duration) -> Result<(), Failure> {
+        let mut reserve = self.reserve.hold();
+        tokio::select! {
+            biased;
+            () = blocks.push_when_there_is_room(data) => return Ok(()),
+            () = reserve.wait(self.memory) => {}
+            () = tokio::time::sleep(at_most) => return Err(Failure::MemoryFull),
+        }
+        blocks.rely_on(reserve);
+        blocks.push(data);
+        Ok(())
     }
 
     /// What is too long for the memory goes to a file, or else is streamed, if it may be.

@@ -50,7 +50,7 @@ def form(request):
 @csrf_exempt
 def note(request):
     """Takes a POST from anybody."""
-    return JsonResponse({"saved": request.body.decode()})
+    return JsonResponse({"saved": request.body.decode(), "length": request.META.get("CONTENT_LENGTH")})
 
 
 def meta(request):
@@ -65,7 +65,8 @@ def upload(request):
     while part := request.read(65536):
         digest.update(part)
         size += len(part)
-    return JsonResponse({"size": size, "sha256": digest.hexdigest()})
+    length = request.META.get("CONTENT_LENGTH")
+    return JsonResponse({"size": size, "sha256": digest.hexdigest(), "length": length})
 
 
 def stream(request):

@@ -259,6 +259,11 @@ fn words_become_what_they_say() {
     }
     assert!(config(&[("HOSTWARD_FORWARDED", "yes"), ("HOSTWARD_ACCESS_LOG_PROBES", "1")]).forwarded);
     assert_eq!(config(&[("HOSTWARD_MAX_BODY_SIZE", "10MiB")]).max_body_size, Some(10 << 20));
+    for (text, mode) in [("auto", BufferRequests::Auto), ("yes", BufferRequests::On), ("0", BufferRequests::Off)] {
+        assert_eq!(config(&[("HOSTWARD_BUFFER_REQUESTS", text)]).buffer_requests, mode);
+    }
+    assert_eq!(config(&[("HOSTWARD_BUFFER_MEMORY", "64KiB")]).buffer_memory, 64 << 10);
+    assert_eq!(config(&[("HOSTWARD_BUFFER_DIR", "/var/spool")]).buffer_dir, Path::new("/var/spool"));
     assert_eq!(config(&[("HOSTWARD_THREADS", "2")]).threads, Some(2));
     assert_eq!(config(&[("HOSTWARD_READY_PATH", "/a?b")]).ready_path.unwrap().as_str(), "/a?b");
     assert_eq!(config(&[("HOSTWARD_ADMIN_LISTEN", "OFF")]).admin_listen, None);
