@@ -364,6 +364,21 @@ fn the_app_gets_its_time_when_it_gets_the_body() {
 }
 
 #[test]
+fn an_answer_that_comes_before_the_app_has_read_the_body_is_delivered() {
+    let task = Task::start(&[], |talk| {
+        talk.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlong").ok();
+        Then::Close
+    });
+    for length in [100, MIB, 16 * MIB] {
+        for request in [with_length("/", &noise(length)), in_chunks("/", &noise(length))] {
+            let answer = task.ask(request).expect(413);
+            assert_eq!((answer.text().as_str(), answer.field("proxy-status")), ("long", None));
+        }
+    }
+    assert_eq!(task.app.count(), 6);
+}
+
+#[test]
 fn draining_waits_for_a_body_and_cuts_it_in_the_end() {
     let mut task =
         taker(&[("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "3s"), ("HOSTWARD_THREADS", "1")]);

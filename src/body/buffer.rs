@@ -69,24 +69,23 @@ impl Buffering {
     ///
     /// What is wrong with the body, or with the place for it.
     pub async fn read(&self, body: RequestBody) -> Result<RequestBody, Failure> {
-        match body {
-            // A future of its own, so that a request without a body doesn't carry it along.
-            RequestBody(Content::Streamed(None, body)) if self.mode != BufferRequests::Off => {
-                Box::pin(self.read_into_memory(body)).await
-            }
-            body => Ok(body),
-        }
-    }
-
-    async fn read_into_memory(&self, mut body: Streamed) -> Result<RequestBody, Failure> {
+        let mut body = match body {
+            RequestBody(Content::Streamed(None, body)) if self.mode != BufferRequests::Off => body,
+            body => return Ok(body),
+        };
         if body.length().is_some_and(|length| length > self.memory as u64) {
-            return self.read_long(Blocks::new(self.budget.hold()), Bytes::new(), body).await;
+            return Box::pin(self.read_long(Blocks::new(self.budget.hold()), Bytes::new(), body)).await;
         }
-        let Some(mut data) = body.next().await? else { return Ok(RequestBody(Content::Read(Bytes::new()))) };
+        // Nearly every body is short and has come with its head.
+        let Some(data) = body.next().await? else { return Ok(RequestBody(Content::Read(Bytes::new()))) };
         if body.has_ended() {
             // Not counted: it lies where the connection has read the head to.
             return Ok(RequestBody(Content::Read(data)));
         }
+        Box::pin(self.read_into_memory(data, body)).await
+    }
+
+    async fn read_into_memory(&self, mut data: Bytes, mut body: Streamed) -> Result<RequestBody, Failure> {
         let mut blocks = Blocks::new(self.budget.hold());
         loop {
             if blocks.len() + data.len() > self.memory {
@@ -100,7 +99,7 @@ impl Buffering {
             }
             match body.next().await? {
                 Some(more) => data = more,
-                None => return Ok(RequestBody(Content::Whole(blocks, body.pace))),
+                None => return Ok(RequestBody(Content::Whole(Box::new(blocks), body.pace))),
             }
         }
     }
@@ -128,7 +127,7 @@ impl Buffering {
             None => {
                 // On its way in a moment: no longer than a streamed body's bytes would be here.
                 blocks.push_uncounted(data);
-                Ok(RequestBody(Content::Streamed(Some(blocks), body)))
+                Ok(RequestBody(Content::Streamed(Some(Box::new(blocks)), body)))
             }
         }
     }
@@ -155,7 +154,8 @@ impl Buffering {
             spool.append(blocks, Bytes::new()).await?;
             spool.read(self.budget.hold())
         };
-        Ok(RequestBody(Content::Spooled(spooled.await.map_err(|error| self.failed(&error))?, body.pace)))
+        let spooled = spooled.await.map_err(|error| self.failed(&error))?;
+        Ok(RequestBody(Content::Spooled(Box::new(spooled), body.pace)))
     }
 
     /// A new file, if the directory is writable. In `auto` it needn't be, and isn't asked again and again.

@@ -31,18 +31,18 @@ pub use buffer::Buffering;
 #[derive(Debug)]
 pub struct RequestBody(Content);
 
-/// Where it comes from.
+/// Where it comes from. In boxes, what would make every request without a body larger.
 #[derive(Debug)]
 enum Content {
     Empty,
     /// The client, after what had been read when that was decided.
-    Streamed(Option<Blocks>, Streamed),
+    Streamed(Option<Box<Blocks>>, Streamed),
     /// What it was read into, all at once.
     Read(Bytes),
     /// Memory.
-    Whole(Blocks, Pace),
+    Whole(Box<Blocks>, Pace),
     /// A file.
-    Spooled(Spooled, Pace),
+    Spooled(Box<Spooled>, Pace),
 }
 
 /// A body that the client is still sending.
@@ -110,7 +110,7 @@ impl Body for RequestBody {
                 let bytes = std::mem::take(bytes);
                 return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
             }
-            Content::Streamed(ahead, body) => match ahead.as_mut().and_then(Blocks::pop) {
+            Content::Streamed(ahead, body) => match ahead.as_mut().and_then(|blocks| blocks.pop()) {
                 None => {
                     let frame = ready!(body.poll_next(cx));
                     body.pace.asked();
@@ -129,7 +129,7 @@ impl Body for RequestBody {
         match &self.0 {
             Content::Empty => true,
             Content::Streamed(ahead, body) => {
-                ahead.as_ref().is_none_or(Blocks::is_empty) && body.incoming.is_end_stream()
+                ahead.as_ref().is_none_or(|blocks| blocks.is_empty()) && body.incoming.is_end_stream()
             }
             Content::Read(bytes) => bytes.is_empty(),
             Content::Whole(blocks, _) => blocks.is_empty(),
@@ -141,7 +141,7 @@ impl Body for RequestBody {
         match &self.0 {
             Content::Empty => SizeHint::with_exact(0),
             Content::Streamed(ahead, body) => {
-                let ahead = ahead.as_ref().map_or(0, Blocks::len) as u64;
+                let ahead = ahead.as_ref().map_or(0, |blocks| blocks.len()) as u64;
                 body.incoming.size_hint().exact().map_or_else(SizeHint::new, |rest| SizeHint::with_exact(ahead + rest))
             }
             Content::Read(bytes) => SizeHint::with_exact(bytes.len() as u64),
