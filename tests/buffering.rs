@@ -194,7 +194,6 @@ fn a_long_body_waits_in_a_file_without_a_name_which_is_then_gone() {
     // A short one needs none.
     let mut client = task.client();
     client.send(&with_length("/", &noise(MIB))[..MIB]);
-    client.send(b"");
     task.get("/").expect(200);
     assert_eq!(directory.spooled(&task.hostward), 0);
 }
@@ -452,6 +451,31 @@ fn sixty_four_bodies(held_back: usize, settings: &[(&str, &str)]) -> (Vec<u16>, 
     });
     let grown = memory(&task.hostward, "VmHWM").saturating_sub(before);
     (statuses, grown)
+}
+
+#[test]
+fn bodies_that_the_memory_has_no_room_for_go_to_files() {
+    let directory = Directory::new();
+    let task = taker(&[directory.setting()]);
+    task.get("/").expect(200);
+    let before = memory(&task.hostward, "VmRSS");
+    let body = noise(MIB - 1);
+    let request = with_length("/", &body);
+    let mut clients: Vec<_> = (0..64).map(|_| task.client()).collect();
+    for client in &mut clients {
+        client.send(&request[..request.len() - 1]);
+    }
+    // At most 32 MiB are for bodies, and there are two for each.
+    eventually("half of them are spooled", || (directory.spooled(&task.hostward) >= 32).then_some(()));
+    assert_eq!(task.app.connections(), 1);
+    let grown = memory(&task.hostward, "VmHWM").saturating_sub(before);
+    assert!(grown < 60 * MIB, "{grown} bytes");
+    for client in &mut clients {
+        client.send(&request[request.len() - 1..]);
+        client.answer().expect(200);
+        assert!(task.app.last().body == body);
+    }
+    eventually("the files are closed", || (directory.spooled(&task.hostward) == 0).then_some(()));
 }
 
 #[test]

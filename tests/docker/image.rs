@@ -17,6 +17,7 @@ fn the_image_is_one_small_file_that_nobody_owns_a_shell_beside() {
     assert_eq!(config["User"], "65532:65532");
     assert_eq!(config["Entrypoint"], json!(["/hostward"]));
     assert_eq!(config["StopSignal"], "SIGTERM");
+    assert_eq!(config["Volumes"], json!({ "/tmp": {} }));
     assert_eq!(config["Healthcheck"]["Test"], json!(["CMD", "/hostward", "healthcheck"]));
     assert_eq!(config["Labels"]["org.opencontainers.image.version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(config["Labels"]["org.opencontainers.image.licenses"], env!("CARGO_PKG_LICENSE"));
