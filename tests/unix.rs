@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::app::{App, Conversation, Then, echo};
 use crate::support::hostward::Hostward;
 use crate::support::python::{Server, Site};
-use crate::support::unix::{SocketPath, UnixSocket};
+use crate::support::unix::{SocketPath, UnixSocket, bridge};
 use crate::support::wire::{Client, ask, get, text};
 
 const HOST: &str = "www.example.com";
@@ -132,6 +132,49 @@ fn a_path_that_may_not_be_opened_is_told_apart() {
     assert!(line["hint"].as_str().is_some_and(|hint| hint.contains("mode 666")), "{line}");
     fs::set_permissions(&path.0, fs::Permissions::from_mode(0o666)).unwrap();
     get(hostward.address, HOST, "/").expect(200);
+}
+
+#[test]
+fn an_app_whose_queue_is_full_is_waited_for() {
+    let (app, path) = (App::echo(), SocketPath::new());
+    let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    let address = socket2::SockAddr::unix(&path.0).unwrap();
+    listener.bind(&address).unwrap();
+    listener.listen(1).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        match socket.connect(&address) {
+            Ok(()) => waiting.push(socket),
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                break;
+            }
+        }
+    }
+    let settings = [("HOSTWARD_UPSTREAM_CONNECT_TIMEOUT", "1s")];
+    let hostward = before(&path.url(), &settings);
+    let started = Instant::now();
+    get(hostward.address, HOST, "/").expect(504);
+    assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
+
+    let mut client = Client::connect(hostward.address);
+    client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    client.input.patience = Duration::from_millis(200);
+    assert_eq!(client.try_answer().unwrap_err().why, std::io::ErrorKind::TimedOut);
+    client.input.patience = Duration::from_secs(10);
+    // The app takes those that came first, and then hostward's.
+    let relaying = thread::spawn(move || {
+        for _ in &waiting {
+            listener.accept().unwrap();
+        }
+        let (accepted, _) = listener.accept().unwrap();
+        bridge(accepted.into(), std::net::TcpStream::connect(app.address).unwrap());
+        app
+    });
+    client.answer().expect(200);
+    assert_eq!(relaying.join().unwrap().count(), 1);
 }
 
 /// Agrees to a WebSocket, sends everything back until the other side ends, then says so.

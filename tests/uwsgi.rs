@@ -337,8 +337,6 @@ fn interim_answers_come_first() {
 
 #[test]
 fn an_app_that_answers_before_the_body_is_heard() {
-    let app = UwsgiApp::start(|_, _| {});
-    drop(app);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("uwsgi://{}", listener.local_addr().unwrap());
     let hostward = Hostward::start(&[("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", &url)]);

@@ -51,11 +51,12 @@ impl Address {
                 socket.set_nodelay(true)?;
                 Ok(Socket::Tcp(socket))
             }
-            Self::Unix(path) => match (UnixStream::connect(path).await, uwsgi_name(path)) {
-                (Err(error), Some(name)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    UnixStream::connect(name).await.map(Socket::Unix)
+            Self::Unix(path) => loop {
+                match connect_unix(path).await {
+                    // The backlog is full (uWSGI's has 100 places). A SYN would be sent again; here we have to.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(FULL_PAUSE).await,
+                    connected => return connected.map(Socket::Unix),
                 }
-                (connected, _) => connected.map(Socket::Unix),
             },
         }
     }
@@ -141,13 +142,19 @@ impl Connector {
             Ok(Err(error)) => Err(match error.kind() {
                 // A path that isn't there yet, or whose listener is gone.
                 io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::ConnectionRefused,
-                // What a full backlog is answered with on a path.
-                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Failure::ConnectTimeout,
+                io::ErrorKind::TimedOut => Failure::ConnectTimeout,
                 io::ErrorKind::PermissionDenied if matches!(address, Address::Unix(_)) => Failure::Forbidden,
                 io::ErrorKind::ConnectionReset => Failure::ConnectionTerminated,
                 _ => Failure::Unreachable,
             }),
         }
+    }
+}
+
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    match (UnixStream::connect(path).await, uwsgi_name(path)) {
+        (Err(error), Some(name)) if error.kind() == io::ErrorKind::ConnectionRefused => UnixStream::connect(name).await,
+        (connected, _) => connected,
     }
 }
 
@@ -160,5 +167,7 @@ pub fn uwsgi_name(path: &Path) -> Option<PathBuf> {
     })
 }
 
+/// An app that has fallen behind accepts again within milliseconds.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);

@@ -79,7 +79,8 @@ impl Drop for UnixSocket {
     }
 }
 
-fn bridge(client: UnixStream, app: TcpStream) {
+/// Passes on what one side says or ends to the other.
+pub fn bridge(client: UnixStream, app: TcpStream) {
     let (mut from_client, mut to_client) = (client.try_clone().unwrap(), client);
     let (mut from_app, mut to_app) = (app.try_clone().unwrap(), app);
     thread::spawn(move || {
