@@ -174,7 +174,6 @@ fn settings_of_features_to_come_are_unknown() {
     for (name, value) in [("HOSTWARD_TLS", "self-signed"), ("HOSTWARD_METRICS", "emf")] {
         assert_line(&mistakes(&[HOSTS, (name, value)]), &[name]);
     }
-    assert_line(&mistakes(&[HOSTS, ("HOSTWARD_UPSTREAM", "h2c://127.0.0.1:8000")]), &["HOSTWARD_UPSTREAM"]);
 }
 
 #[test]
