@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::app::App;
 use crate::support::hostward::Hostward;
+use crate::support::http2;
 use crate::support::uwsgi::{Packet, UwsgiApp};
 use crate::support::wire::{Answer, Broken, Client, Framing, ask, get, text};
 
@@ -173,6 +174,45 @@ fn what_the_packet_has_no_room_for_is_431() {
     assert!(line["hint"].as_str().is_some_and(|hint| hint.contains("65,535")), "{line}");
     asking(64_000).expect(200);
     assert_eq!(app.received()[0].value("HTTP_X_LONG").map(str::len), Some(64_000));
+}
+
+#[test]
+fn a_request_over_http2_becomes_the_same_variables() {
+    let app = UwsgiApp::answering("HTTP/1.1 200 OK\r\nX-A: b\r\n\r\nwhole");
+    let hostward = before(&app, &[]);
+    let request = http::Request::post("http://www.example.com:8443/a%20b?c")
+        .header("content-length", "5")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
+        .header("te", "trailers");
+    let answer = http2::ask_once(hostward.address, request.body(()).unwrap(), b"hello");
+    assert_eq!(
+        (answer.status, answer.body.as_slice(), &answer.fields["x-a"]),
+        (200, &b"whole"[..], &"b".parse().unwrap())
+    );
+    let seen = app.received().remove(0);
+    for (name, value) in [
+        ("REQUEST_METHOD", Some("POST")),
+        ("REQUEST_URI", Some("/a%20b?c")),
+        ("PATH_INFO", Some("/a b")),
+        ("CONTENT_LENGTH", Some("5")),
+        // uWSGI begins its answer with it.
+        ("SERVER_PROTOCOL", Some("HTTP/1.1")),
+        ("HTTP_HOST", Some("www.example.com:8443")),
+        ("SERVER_NAME", Some("www.example.com")),
+        // RFC 9113 §8.2.3: parted for compression, and put together again.
+        ("HTTP_COOKIE", Some("a=1; b=2")),
+        ("HTTP_TE", None),
+    ] {
+        assert_eq!(seen.value(name), value, "{name}");
+    }
+    assert_eq!(seen.body, b"hello");
+    assert_eq!(http2::ask_once(hostward.address, http2::get("/"), b"").status, 200);
+    assert_eq!(app.received()[1].value("CONTENT_LENGTH"), Some(""));
+    // Without a length, as over HTTP/1.1.
+    let request = http::Request::post("http://www.example.com/").body(()).unwrap();
+    assert_eq!(http2::ask_once(hostward.address, request, b"hello").status, 411);
+    assert_eq!(app.received().len(), 2);
 }
 
 #[test]
