@@ -148,10 +148,9 @@ impl Proxy {
         }
 
         let body = RequestBody::stream(body, Rc::clone(exchange), Rc::clone(flight), self.limits());
-        if !body.is_end_stream() && body.size_hint().exact().is_none() {
-            // Said outright, because hyper would send a GET of unknown length without its body.
-            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
+        // As long as the body is being read, no connection to the app is taken.
+        let body = self.buffering.read(body).await?;
+        body.write_framing(&mut head.headers);
         let packet = if protocol == Protocol::Uwsgi {
             Some(packet(&mut head, &body, &client.peer, origin.client)?)
         } else {
