@@ -219,7 +219,7 @@ impl Failure {
                 "the uwsgi protocol has room for 65,535 bytes of fields; are there too many cookies?"
             }
             Self::LengthRequired => {
-                "the uwsgi protocol needs a body's length beforehand; HOSTWARD_BUFFER_REQUESTS=on finds it out"
+                "the uwsgi protocol needs a body's length beforehand; HOSTWARD_BUFFER_REQUESTS=auto finds it out"
             }
             Self::BodyTooLarge => "if the client is yours, raise HOSTWARD_MAX_BODY_SIZE",
             Self::HeadTimeout => "if the client is yours, raise HOSTWARD_HEADER_TIMEOUT",

@@ -15,6 +15,8 @@ use crate::support::wire::{Answer, Broken, Client, Framing, ask, get, text};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const HOST: &str = "Host: www.example.com";
+/// Bodies are streamed.
+const OFF: (&str, &str) = ("HOSTWARD_BUFFER_REQUESTS", "off");
 
 fn before(app: &UwsgiApp, settings: &[(&str, &str)]) -> Hostward {
     let url = app.url();
@@ -210,16 +212,40 @@ fn a_request_over_http2_becomes_the_same_variables() {
     assert_eq!(http2::ask_once(hostward.address, http2::get("/"), b"").status, 200);
     assert_eq!(app.received()[1].value("CONTENT_LENGTH"), Some(""));
     // Without a length, as over HTTP/1.1.
-    let request = http::Request::post("http://www.example.com/").body(()).unwrap();
-    assert_eq!(http2::ask_once(hostward.address, request, b"hello").status, 411);
-    assert_eq!(app.received().len(), 2);
+    let request = || http::Request::post("http://www.example.com/").body(()).unwrap();
+    assert_eq!(http2::ask_once(hostward.address, request(), b"hello").status, 200);
+    let seen = &app.received()[2];
+    assert_eq!((seen.value("CONTENT_LENGTH"), seen.body.as_slice()), (Some("5"), &b"hello"[..]));
+    let hostward = before(&app, &[OFF]);
+    assert_eq!(http2::ask_once(hostward.address, request(), b"hello").status, 411);
+    assert_eq!(app.received().len(), 3);
 }
 
 #[test]
-fn a_body_of_unknown_length_is_411() {
+fn a_chunked_body_gets_its_length() {
     let app = UwsgiApp::answering(OK);
-    // With buffering, hostward finds the length out.
-    let hostward = before(&app, &[]);
+    // In memory, and beyond.
+    for memory in ["1MiB", "64KiB"] {
+        let hostward = before(&app, &[("HOSTWARD_BUFFER_MEMORY", memory)]);
+        for length in [0, 1, 300_000] {
+            let body = "x".repeat(length);
+            let chunks: String = if length == 0 { String::new() } else { format!("{length:x}\r\n{body}\r\n") };
+            ask(
+                hostward.address,
+                format!("POST / HTTP/1.1\r\n{HOST}\r\nTransfer-Encoding: chunked\r\nTrailer: x\r\n\r\n{chunks}0\r\nX: y\r\n\r\n"),
+            )
+            .expect(200);
+            let seen = app.received().pop().unwrap();
+            assert_eq!(seen.value("CONTENT_LENGTH"), Some(length.to_string().as_str()));
+            assert_eq!((seen.body.len(), seen.value("HTTP_TRANSFER_ENCODING")), (length, None));
+        }
+    }
+}
+
+#[test]
+fn a_body_of_unknown_length_is_411_without_buffering() {
+    let app = UwsgiApp::answering(OK);
+    let hostward = before(&app, &[OFF]);
     let answer = ask(
         hostward.address,
         format!("POST / HTTP/1.1\r\n{HOST}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
@@ -379,7 +405,7 @@ fn interim_answers_come_first() {
 fn an_app_that_answers_before_the_body_is_heard() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("uwsgi://{}", listener.local_addr().unwrap());
-    let hostward = Hostward::start(&[("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", &url)]);
+    let hostward = Hostward::start(&[("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", &url), OFF]);
     let serving = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut header = [0; 4];

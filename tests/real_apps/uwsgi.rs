@@ -16,10 +16,15 @@ const HOST: &str = "Host: www.example.com";
 
 /// Does the same with both kinds of socket, or nothing where there is no uWSGI.
 fn with_both(what: impl Fn(&Site, &Hostward)) {
+    with_both_set(&[], what);
+}
+
+/// The same with these settings.
+fn with_both_set(settings: &[(&str, &str)], what: impl Fn(&Site, &Hostward)) {
     for server in BOTH {
         let Some(site) = Site::start(server, &[]) else { return };
         // What has listened once isn't waited for.
-        let hostward = before(&site, &[("HOSTWARD_UPSTREAM_START_TIMEOUT", "0s")]);
+        let hostward = before(&site, &[settings, &[("HOSTWARD_UPSTREAM_START_TIMEOUT", "0s")]].concat());
         what(&site, &hostward);
     }
 }
@@ -138,23 +143,30 @@ fn many_requests_of_every_kind_are_answered_on_one_connection() {
 #[test]
 fn a_hundred_megabytes_arrive_whole_and_hostward_does_not_keep_them() {
     const SIZE: usize = 100_000_000;
-    // sha256 of so many bytes 0, 1, 2 … 255, 0, 1 …
-    with_both(|_, hostward| {
+    // Streamed, or by way of a file.
+    for mode in ["off", "auto"] {
+        upload(mode, SIZE);
+    }
+}
+
+fn upload(mode: &str, size: usize) {
+    with_both_set(&[("HOSTWARD_BUFFER_REQUESTS", mode)], |_, hostward| {
         let before = peak(hostward);
         let mut client = Client::connect(hostward.address);
         client.input.patience = Duration::from_mins(1);
-        client.send(format!("POST /upload HTTP/1.1\r\n{HOST}\r\nContent-Length: {SIZE}\r\n\r\n"));
+        client.send(format!("POST /upload HTTP/1.1\r\n{HOST}\r\nContent-Length: {size}\r\n\r\n"));
         let block: Vec<u8> = (0..=255).cycle().take(1_000_000).collect();
         let mut sent = 0;
-        while sent < SIZE {
+        while sent < size {
             // Every block begins where the last one has ended in the row of bytes.
             let from = sent % 256;
-            let piece = &block[from..(from + SIZE - sent).min(block.len())];
+            let piece = &block[from..(from + size - sent).min(block.len())];
             client.input.stream.write_all(piece).unwrap();
             sent += piece.len();
         }
         let said = json(&client.answer().expect(200));
-        assert_eq!(said["size"], SIZE);
+        assert_eq!(said["size"], size);
+        // Of so many bytes 0, 1, 2 … 255, 0, 1 …
         assert_eq!(said["sha256"], "5775b33226f152a0b1640906a59c1081149f8832aa4f7d0113453d0a864e8a22");
         let grown = peak(hostward) - before;
         assert!(grown < 8_000, "hostward grew by {grown} kB");
@@ -170,7 +182,7 @@ fn peak(hostward: &Hostward) -> u64 {
 
 #[test]
 fn an_app_that_leaves_a_body_unread_is_heard() {
-    with_both(|_, hostward| {
+    with_both_set(&[("HOSTWARD_BUFFER_REQUESTS", "off")], |_, hostward| {
         // uWSGI closes with bytes unread, which resets the connection right behind its answer.
         let body = "x".repeat(2_000_000);
         for _ in 0..10 {
@@ -185,12 +197,26 @@ fn an_app_that_leaves_a_body_unread_is_heard() {
 
 #[test]
 fn a_client_that_leaves_in_the_middle_of_its_body_frees_the_app() {
-    with_both(|_, hostward| {
+    with_both_set(&[("HOSTWARD_BUFFER_REQUESTS", "off")], |_, hostward| {
         let mut client = Client::connect(hostward.address);
         client.send(format!("POST /upload HTTP/1.1\r\n{HOST}\r\nContent-Length: 1000\r\n\r\nsome"));
         client.input.stream.shutdown(std::net::Shutdown::Both).unwrap();
         // The one worker takes the next request.
         ask(hostward.address, get("/", &[HOST])).expect(200);
+    });
+}
+
+#[test]
+fn a_chunked_post_arrives_in_djangos_body_whole() {
+    with_both(|_, hostward| {
+        let mut client = Client::connect(hostward.address);
+        for length in [5_usize, 100_000, 2_000_000] {
+            let body = "x".repeat(length);
+            let answer = client.ask(format!(
+                "POST /note HTTP/1.1\r\n{HOST}\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
+            ));
+            assert!(json(&answer.expect(200))["saved"] == body.as_str());
+        }
     });
 }
 
