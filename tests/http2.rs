@@ -227,8 +227,8 @@ fn a_body_that_does_not_fit_its_length_is_never_a_whole_request() {
 }
 
 #[test]
-fn a_body_of_unknown_length_is_chunked_and_trailers_go_both_ways() {
-    let task = Task::start(&[], |talk| {
+fn a_body_of_unknown_length_that_is_streamed_is_chunked_and_trailers_come_back() {
+    let task = Task::start(&[("HOSTWARD_BUFFER_REQUESTS", "off")], |talk| {
         talk.reply(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Digest\r\n\r\n\
              5\r\nhello\r\n0\r\nDigest: 42\r\nConnection: x\r\n\r\n",
