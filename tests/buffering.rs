@@ -424,9 +424,12 @@ fn a_hundred_megabytes_pass_through_a_file_and_not_through_the_memory() {
     assert!(grown < 12 * MIB, "{grown} bytes");
 }
 
-/// What a hostward without a directory answers to 64 clients of 1 MiB less a byte each, when they hold back the
-/// last `held_back` bytes; and by how much it has grown.
-fn sixty_four_bodies(held_back: usize, settings: &[(&str, &str)]) -> (Vec<u16>, usize) {
+/// More than hostward has memory for, four times, each of 1 MiB less a byte.
+const BODIES: usize = 128;
+
+/// What a hostward without a directory answers to so many clients, when they hold back the last `held_back` bytes; and
+/// by how much it has grown.
+fn many_bodies(held_back: usize, settings: &[(&str, &str)]) -> (Vec<u16>, usize) {
     let task = taker(&[settings, &[NOWHERE]].concat());
     task.get("/").expect(200);
     let before = memory(&task.hostward, "VmRSS");
@@ -434,7 +437,7 @@ fn sixty_four_bodies(held_back: usize, settings: &[(&str, &str)]) -> (Vec<u16>, 
     let sent = &request[..request.len() - held_back];
     let address = task.hostward.address;
     let statuses = thread::scope(|scope| {
-        let clients: Vec<_> = (0..64)
+        let clients: Vec<_> = (0..BODIES)
             .map(|_| {
                 scope.spawn(move || {
                     let mut client = Client::connect(address);
@@ -482,20 +485,23 @@ fn bodies_that_the_memory_has_no_room_for_go_to_files() {
 fn what_all_bodies_hold_together_is_bounded() {
     let mut figures = String::new();
     for (held_back, timeout) in [(0, "20s"), (1, "2s")] {
-        let (statuses, grown) = sixty_four_bodies(held_back, &[("HOSTWARD_BODY_TIMEOUT", timeout)]);
+        let started = Instant::now();
+        let (statuses, grown) = many_bodies(held_back, &[("HOSTWARD_BODY_TIMEOUT", timeout)]);
         let count = |status| statuses.iter().filter(|given| **given == status).count();
         let (good, slow, full) = (count(200), count(408), count(503));
-        writeln!(figures, "{good} x 200, {slow} x 408, {full} x 503, {} KiB more", grown >> 10).unwrap();
+        let took = started.elapsed();
+        writeln!(figures, "{good} x 200, {slow} x 408, {full} x 503 in {took:.1?}, {} KiB more", grown >> 10).unwrap();
         if held_back == 0 {
             // Bodies that come to their end make room for each other, however many there are.
-            assert_eq!(good, 64, "{statuses:?}");
+            assert_eq!(good, BODIES, "{statuses:?}");
         } else {
             // Where the container has more memory than it needs, 32 MiB are kept; some of those that wait get the
             // room of those that were too slow.
-            assert!(slow > 0 && full > 0 && slow + full == 64, "{statuses:?}");
+            assert!(slow > 0 && full > 0 && slow + full == BODIES, "{statuses:?}");
         }
-        // The bound, and for each connection the buffers that it has anyway, on two workers with heaps of their own.
-        assert!(grown < 72 * MIB, "{grown} bytes");
+        // 32 MiB, the connections' own buffers, and what the allocator takes its time to give back.
+        assert!(held_back == 0 || took < Duration::from_secs(10), "{took:?}");
+        assert!(grown < 80 * MIB, "{grown} bytes");
     }
-    println!("64 bodies of 1 MiB without a directory:\n{figures}");
+    println!("{BODIES} bodies of 1 MiB without a directory:\n{figures}");
 }

@@ -87,6 +87,8 @@ impl Buffering {
 
     async fn read_into_memory(&self, mut data: Bytes, mut body: Streamed) -> Result<RequestBody, Failure> {
         let mut blocks = Blocks::new(self.budget.hold());
+        // For all its waits together.
+        let mut patience = body.pace.limits.pause;
         loop {
             if blocks.len() + data.len() > self.memory {
                 return self.read_long(blocks, data, body).await;
@@ -95,7 +97,7 @@ impl Buffering {
                 if let Some(spool) = self.spool().await {
                     return self.read_into(spool, blocks, data, body).await;
                 }
-                self.wait_for_room(&mut blocks, &data, body.pace.limits.pause).await?;
+                self.wait_for_room(&mut blocks, &data, &mut patience).await?;
             }
             match body.next().await? {
                 Some(more) => data = more,
@@ -104,14 +106,18 @@ impl Buffering {
         }
     }
 
-    /// Appends `data` once there is room, or the reserve is free.
-    async fn wait_for_room(&self, blocks: &mut Blocks, data: &[u8], at_most: Duration) -> Result<(), Failure> {
+    /// Appends `data` once there is room, or the reserve is free. Takes the time for it off `patience`.
+    async fn wait_for_room(&self, blocks: &mut Blocks, data: &[u8], patience: &mut Duration) -> Result<(), Failure> {
+        let started = Instant::now();
         let mut reserve = self.reserve.hold();
         tokio::select! {
             biased;
-            () = blocks.push_when_there_is_room(data) => return Ok(()),
+            () = blocks.push_when_there_is_room(data) => {
+                *patience = patience.saturating_sub(started.elapsed());
+                return Ok(());
+            }
             () = reserve.wait(self.memory) => {}
-            () = tokio::time::sleep(at_most) => return Err(Failure::MemoryFull),
+            () = tokio::time::sleep(*patience) => return Err(Failure::MemoryFull),
         }
         blocks.rely_on(reserve);
         blocks.push(data);
