@@ -12,7 +12,7 @@ use crate::policy::Refusal;
 /// Why hostward answers itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The request is not well-formed HTTP/1.1; says what is wrong with it.
+    /// The request is not well-formed HTTP; says what is wrong with it.
     Malformed(&'static str),
     /// A transfer coding other than `chunked`.
     UnknownCoding,
@@ -54,7 +54,7 @@ pub enum Failure {
     ConnectionTerminated,
     /// No response head within `UPSTREAM_RESPONSE_TIMEOUT`.
     ResponseTimeout,
-    /// The app sent something that is not an HTTP/1.1 response.
+    /// The app sent something that is not a response of the protocol it should speak.
     ResponseMalformed,
     /// The app switched protocols without having been asked, or to something else.
     UpgradeFailed,
@@ -242,7 +242,7 @@ impl Failure {
             }
             Self::ResponseTimeout => "the app took longer than HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT",
             Self::ResponseMalformed => {
-                "what listens at HOSTWARD_UPSTREAM does not answer in HTTP/1.1; is it the right port, and the right scheme?"
+                "what listens at HOSTWARD_UPSTREAM does not answer as its scheme says: http:// and uwsgi:// in HTTP/1.1, h2c:// in HTTP/2"
             }
             Self::UpgradeFailed => "the app switched to a protocol that was not asked for",
             Self::LimitReached => "raise HOSTWARD_UPSTREAM_MAX_CONNECTIONS, or give the app more workers",
@@ -280,7 +280,7 @@ impl fmt::Display for Failure {
             Self::ConnectTimeout => f.write_str("the application did not take the connection in time"),
             Self::ConnectionTerminated => f.write_str("the application closed the connection before it answered"),
             Self::ResponseTimeout => f.write_str("the application did not answer in time"),
-            Self::ResponseMalformed => f.write_str("the application's answer is not HTTP/1.1"),
+            Self::ResponseMalformed => f.write_str("the application's answer is not well-formed HTTP"),
             Self::UpgradeFailed => f.write_str("the application switched to a protocol that was not asked for"),
             Self::LimitReached => f.write_str("the application is busy"),
             Self::SpoolFailed => f.write_str("the request body can't be stored"),

@@ -128,6 +128,32 @@ fn trailers_and_interim_answers_pass_both_ways() {
 }
 
 #[test]
+fn a_conversation_may_pause_for_longer_than_a_body() {
+    let app = App::start(100, |mut talk| async move {
+        let mut stream = talk.begin(Response::new(()));
+        while let Some(Ok(data)) = talk.body.data().await {
+            stream.send_data(data, false).unwrap();
+        }
+        stream.send_data(Bytes::new(), true).unwrap();
+    });
+    let hostward = before(&app, &[("HOSTWARD_BODY_TIMEOUT", "1s"), ("HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT", "1s")]);
+    run(async {
+        let mut sender = connect(hostward.address).await;
+        let request = Request::post("http://www.example.com/").body(()).unwrap();
+        let (response, mut stream) = sender.send_request(request, false).unwrap();
+        let mut answers = response.await.unwrap().into_body();
+        for word in ["one", "two"] {
+            // The pause is what is tested.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            stream.send_data(Bytes::from(word), false).unwrap();
+            assert_eq!(answers.data().await.unwrap().unwrap(), word);
+        }
+        stream.send_data(Bytes::new(), true).unwrap();
+        assert!(answers.data().await.is_none_or(|data| data.unwrap().is_empty()));
+    });
+}
+
+#[test]
 fn many_requests_share_one_connection() {
     let together = Arc::new(Barrier::new(60));
     let app = App::start(100, move |mut talk| {

@@ -97,6 +97,9 @@ fn the_authority_decides_as_the_host_does() {
     let options = [(":method", "OPTIONS"), (":scheme", "https"), (":authority", "www.example.com"), (":path", "*")];
     assert_eq!(ask(&options), Outcome::Answer(200));
     assert_eq!(task.app.last().target, "*");
+    // What follows a fragment's `#` is nobody's business.
+    assert_eq!(ask(&but(":path", "/a?b#/../c")), Outcome::Answer(200));
+    assert_eq!(task.app.last().target, "/a?b");
     let before = task.app.count();
     for authority in ["evil.example", "10.9.9.9", "www.example.com.evil.example"] {
         assert_eq!(ask(&but(":authority", authority)), Outcome::Answer(421), "{authority}");

@@ -151,6 +151,8 @@ impl Session {
         if stage != Stage::Running {
             match life {
                 Life::Answered => return self.leave(connection),
+                // What it asked for was given up.
+                Life::Asked if self.open.get() == 0 => return self.leave(connection),
                 // It may have been accepted a moment ago, with its request on the way.
                 Life::New if stage == Stage::Closing => {
                     self.life.set(Life::LastCall);
@@ -261,7 +263,8 @@ impl Session {
                 flight.wait(WaitingFor::Client, proxy.config.body_timeout);
                 flight.poll_read_ahead(cx);
             }
-            if matches!(flight.overdue(), Some(WaitingFor::Client | WaitingFor::Body)) {
+            // Not for the rest of the request: with the answer begun, it is the app that ends a conversation.
+            if flight.overdue() == Some(WaitingFor::Client) {
                 pump.reset(Reason::CANCEL);
                 return Poll::Ready(());
             }
