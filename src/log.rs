@@ -15,8 +15,10 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::LogFormat;
@@ -103,11 +105,14 @@ fn write_lines(lines: &Receiver<Message>, mut out: impl Write, dropped: &AtomicU
 
 /// Makes the sink the place where `tracing` events go. Only the first call of a process has an effect.
 pub fn install(sink: Sink, format: LogFormat, level: Level) {
+    // Only what hostward says itself: the `h2` crate has something to say about every frame.
+    let own = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(EventWriter(sink))
         .event_format(EventFormat(format))
-        .finish();
+        .finish()
+        .with(own);
     drop(tracing::subscriber::set_global_default(subscriber));
 }
 

@@ -688,3 +688,15 @@ fn a_client_that_leaves_takes_its_exchanges_with_it() {
         assert_eq!(task.hostward.request_line(path)["status"], 499);
     }
 }
+
+#[test]
+fn the_log_is_about_requests_and_not_about_frames() {
+    let task = Task::echo(&[("HOSTWARD_LOG_LEVEL", "debug")]);
+    let mut frames = Frames::connect(task.hostward.address, &[]);
+    frames.send(PING, ACK, 0, b"not sent").unwrap();
+    frames.ask(1, END_STREAM, &but(":path", "/asked"));
+    assert_eq!(frames.outcome(1), Outcome::Answer(200));
+    task.hostward.request_line("/asked");
+    let said: Vec<_> = task.hostward.lines().iter().map(|line| line["msg"].to_string()).collect();
+    assert!(said.iter().all(|msg| !msg.contains("PING") && !msg.contains("frame")), "{said:?}");
+}
