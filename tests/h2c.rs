@@ -13,6 +13,7 @@ use tokio::sync::{Barrier, Notify};
 
 use crate::support::app;
 use crate::support::eventually;
+use crate::support::frames::{DATA, END_STREAM, Frames, GOAWAY, Outcome, RST_STREAM, WINDOW_UPDATE};
 use crate::support::hostward::Hostward;
 use crate::support::http2::{App, Conversation, ask, ask_once, body, connect, get, run, until};
 use crate::support::wire::{self, Client};
@@ -151,6 +152,44 @@ fn a_conversation_may_pause_for_longer_than_a_body() {
         stream.send_data(Bytes::new(), true).unwrap();
         assert!(answers.data().await.is_none_or(|data| data.unwrap().is_empty()));
     });
+}
+
+/// Small frames cost the `h2` crate more than their bytes, and it may end a connection for it: everybody's.
+#[test]
+fn slow_readers_of_small_messages_do_not_end_the_others() {
+    let app = App::start(100, |mut talk| async move {
+        if talk.head.uri().path() == "/small" {
+            let mut stream = talk.begin(Response::new(()));
+            for _ in 0..6000 {
+                stream.send_data(Bytes::from_static(b"ten bytes."), false).unwrap();
+            }
+            stream.send_data(Bytes::from_static(b"end"), true).unwrap();
+        } else {
+            talk.reply(200, b"here");
+        }
+    });
+    let hostward = before(&app, &[("HOSTWARD_THREADS", "1")]);
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0: nothing is taken for now.
+    let mut slow = Frames::connect(hostward.address, &[0, 4, 0, 0, 0, 0]);
+    let streams = [1, 3, 5, 7, 9, 11];
+    for stream in streams {
+        let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "www.example.com"), (":path", "/small")];
+        slow.ask(stream, END_STREAM, &pseudo);
+        assert_eq!(slow.outcome(stream), Outcome::Answer(200));
+    }
+    for _ in 0..20 {
+        assert_eq!(ask_once(hostward.address, get("/"), b"").status, 200);
+    }
+    for stream in [&[0][..], &streams].concat() {
+        slow.send(WINDOW_UPDATE, 0, stream, &1_000_000_u32.to_be_bytes()).unwrap();
+    }
+    let mut left = streams.len() * 60_003;
+    while left > 0 {
+        let frame = slow.next().expect("the connection stays");
+        assert!(!matches!(frame.kind, RST_STREAM | GOAWAY), "{frame:?}");
+        left -= if frame.kind == DATA { frame.payload.len() } else { 0 };
+    }
+    assert_eq!(app.connections(), 1);
 }
 
 #[test]

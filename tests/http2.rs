@@ -558,6 +558,14 @@ fn rapid_resets_end_with_a_goaway_and_cost_the_app_little() {
         bytes.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
         bytes
     });
+    // Each a moment later, when its request is on the way to the app.
+    flood(&task, "reset of the one before", 100_000, |stream| {
+        let mut bytes = frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&GOOD));
+        if stream > 1 {
+            bytes.extend(frame(RST_STREAM, 0, stream - 2, &[0, 0, 0, 8]));
+        }
+        bytes
+    });
     assert!(task.app.count() < 3000, "{} requests reached the app", task.app.count());
 }
 

@@ -72,6 +72,10 @@ impl Server {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(BUFFER)
+            .data_frame_budget(SMALL_FRAMES)
+            // What is reset before anybody has seen it is the least of our costs; `Link` counts it as well.
+            .max_pending_accept_reset_streams(REMEMBERED)
+            .max_concurrent_reset_streams(REMEMBERED)
             .max_local_error_reset_streams(Some(MAX_ERRORS));
         let mut handshake = builder.handshake::<_, Bytes>(LinkIo(Rc::clone(&link)));
         let connection = poll_fn(|cx| {
@@ -342,6 +346,12 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 /// Bytes for all streams together: what bounds a connection's memory, and half of its streams may stand still
 /// before the others wait.
 const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
+/// Bytes, as `h2` counts them: 256 less its length for each small DATA frame that waits to be read. Beyond it the
+/// connection ends, so that it must not be in two users' power to end a load balancer's: a slow upload in frames of
+/// ten bytes costs 1.6 MB. As much memory, about, is what it stands for.
+const SMALL_FRAMES: usize = 8 * 1024 * 1024;
+/// Streams that have been reset, and whose last frames may still come.
+const REMEMBERED: usize = 256;
 /// Streams that `h2` may have to reset because the client broke the protocol, in a connection's life. Each may
 /// have cost the app a request (CVE-2025-8671).
-const MAX_ERRORS: usize = 200;
+const MAX_ERRORS: usize = 1000;

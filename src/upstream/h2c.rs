@@ -188,7 +188,12 @@ async fn open(socket: Socket) -> Result<Rc<Open>, Failure> {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(BUFFER)
-        .max_header_list_size(MAX_HEAD);
+        .max_header_list_size(MAX_HEAD)
+        // The app is no attacker. What clients give up leaves late frames behind, and those who are slow leave small
+        // ones lying: neither may end a connection that others use.
+        .max_local_error_reset_streams(None)
+        .max_concurrent_reset_streams(REMEMBERED)
+        .data_frame_budget(SMALL_FRAMES);
     let (sender, connection) = builder.handshake(socket).await.map_err(|_| Failure::ConnectionTerminated)?;
     let open = Rc::new(Open {
         sender,
@@ -476,3 +481,8 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
 /// Connections of one worker. A second one is made only when the app allows no more requests on the first.
 const MAX_CONNECTIONS: usize = 16;
+/// Streams that have been reset, and whose last frames may still come.
+const REMEMBERED: usize = 1024;
+/// Bytes, as `h2` counts them: 256 less its length for each small DATA frame that waits to be read. Forty slow
+/// readers of ten-byte messages.
+const SMALL_FRAMES: usize = 64 * 1024 * 1024;
