@@ -380,7 +380,7 @@ fn an_answer_that_is_not_strictly_http_is_502() {
     let hostward = before(&app, &[]);
     get(hostward.address, "www.example.com", "/").expect(502);
     let line = hostward.line(|line| line["msg"] == "app sent a malformed answer");
-    assert!(line["hint"].as_str().is_some_and(|hint| hint.contains("the right scheme")), "{line}");
+    assert!(line["hint"].as_str().is_some_and(|hint| hint.contains("uwsgi:// in HTTP/1.1")), "{line}");
 }
 
 #[test]
