@@ -9,9 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+
 use crate::streaming::{chunked, noise};
 use crate::support::app::{Then, answer, echo};
 use crate::support::hostward::Hostward;
+use crate::support::http2;
+use crate::support::uwsgi::UwsgiApp;
 use crate::support::wire::{Client, Framing, text};
 use crate::support::{PATIENCE, Task, eventually};
 
@@ -360,6 +365,59 @@ fn the_app_gets_its_time_when_it_gets_the_body() {
     let body = noise(32 * MIB);
     assert_eq!(task.ask(with_length("/", &body)).expect(200).text(), "read");
     task.ask(with_length("/hang", &body)).expect(504);
+}
+
+#[test]
+fn a_body_over_http_2_waits_like_any_other() {
+    let directory = Directory::new();
+    let task = taker(&[directory.setting(), ("HOSTWARD_BODY_TIMEOUT", "1s")]);
+    http2::run(async {
+        let mut sender = http2::connect(task.hostward.address).await;
+        let post = |target: &str| Request::post(format!("http://www.example.com{target}")).body(()).unwrap();
+        for length in [0, 1, MIB, 3 * MIB] {
+            let body = Bytes::from(noise(length));
+            let (response, mut stream) = sender.send_request(post("/"), false).unwrap();
+            let (first, last) = (body.slice(..length / 2), body.slice(length / 2..));
+            stream.send_data(first, false).unwrap();
+            stream.send_data(last, false).unwrap();
+            stream.send_trailers(HeaderMap::new()).unwrap();
+            assert_eq!(response.await.unwrap().status(), 200);
+            let received = task.app.last();
+            assert_eq!((received.framing, received.body.len()), (Framing::Length(length as u64), length));
+            assert!(received.body == body);
+        }
+        let asked = task.app.count();
+        // One stops in the middle, one is reset, and a third is answered meanwhile.
+        let (stopped, mut stream) = sender.send_request(post("/stopped"), false).unwrap();
+        stream.send_data(Bytes::from(noise(2 * MIB)), false).unwrap();
+        let (_, mut reset) = sender.send_request(post("/reset"), false).unwrap();
+        reset.send_data(Bytes::from_static(b"x"), false).unwrap();
+        let (other, _) = sender.send_request(http2::get("/other"), true).unwrap();
+        assert_eq!(other.await.unwrap().status(), 200);
+        reset.send_reset(h2::Reason::CANCEL);
+        assert_eq!(stopped.await.unwrap().status(), 408);
+        assert_eq!(task.hostward.request_line("/reset")["status"], 499);
+        assert_eq!(task.app.count(), asked + 1);
+    });
+    eventually("the files are closed", || (directory.spooled(&task.hostward) == 0).then_some(()));
+}
+
+#[test]
+fn what_an_app_that_knows_no_chunks_cannot_be_streamed_is_413() {
+    let app = UwsgiApp::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let url = app.url();
+    let settings = [("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", &url), NOWHERE];
+    let hostward = Hostward::start(&settings);
+    for (request, status) in [
+        (in_chunks("/", &noise(MIB)), 200),
+        (with_length("/", &noise(2 * MIB)), 200),
+        (in_chunks("/", &noise(2 * MIB)), 413),
+    ] {
+        let mut client = Client::connect(hostward.address);
+        client.try_send(request).ok();
+        client.answer().expect(status);
+    }
+    assert_eq!(app.received().len(), 2);
 }
 
 #[test]
