@@ -89,6 +89,8 @@ impl Half {
                 self.buffer.advance(written);
                 self.moved += written as u64;
             }
+            // Before waiting for more: TLS holds back what the socket did not take.
+            ready!(Pin::new(&mut *to).poll_flush(cx))?;
             let moved = match self.state {
                 HalfState::Closed => return Poll::Ready(Ok(())),
                 HalfState::Ended => {

@@ -31,6 +31,8 @@ pub struct Wire {
     /// Whether hyper has handed a request over and its answer is hyper's business. While it hasn't, what
     /// hyper writes is an error answer of its own, and ours is better.
     answering: Cell<bool>,
+    /// Whether interim responses may still be with TLS.
+    unflushed: Cell<bool>,
     /// Whether the client has closed its side, or asked for more, while its answer is in the making.
     peeked: Cell<Peeked>,
     /// Whether the connection may begin with HTTP/2's preface.
@@ -73,6 +75,7 @@ impl Wire {
             framing: RefCell::new(RequestFraming::new(max_header_size)),
             ahead: RefCell::default(),
             answering: Cell::new(false),
+            unflushed: Cell::new(false),
             peeked: Cell::new(Peeked::Nothing),
             preface: Cell::new(if detect { Preface::Possible } else { Preface::Absent }),
             write_timeout,
@@ -135,6 +138,12 @@ impl Wire {
         while !interim.is_empty() {
             let written = ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, &interim))?;
             interim.advance(written);
+            self.unflushed.set(true);
+        }
+        // Not a flush of hyper's: it would not hear that it is done, and wait for ever.
+        if self.unflushed.get() && !self.flight.is_blocked() {
+            ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_flush(cx))?;
+            self.unflushed.set(false);
         }
         Poll::Ready(Ok(()))
     }
@@ -262,6 +271,16 @@ impl Wire {
         true
     }
 
+    /// Accounts for one attempt of hyper's to flush: TLS takes what the client has not.
+    fn flushed(&self, flushed: &Poll<io::Result<()>>) {
+        if flushed.is_pending() {
+            self.flight.set_blocked(true);
+            self.flight.wait(WaitingFor::Client, self.write_timeout);
+        } else if self.flight.set_blocked(false) {
+            self.flight.arrived(WaitingFor::Client);
+        }
+    }
+
     /// Accounts for one attempt of hyper's to write.
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
@@ -318,7 +337,9 @@ impl AsyncWrite for WireIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.socket.borrow_mut()).poll_flush(cx)
+        let flushed = Pin::new(&mut *self.0.socket.borrow_mut()).poll_flush(cx);
+        self.0.flushed(&flushed);
+        flushed
     }
 
     /// Nothing: after hyper there may be a tunnel, or an answer of ours. The connection closes itself.
