@@ -14,6 +14,8 @@ use crate::policy::Refusal;
 pub enum Failure {
     /// The request is not well-formed HTTP; says what is wrong with it.
     Malformed(&'static str),
+    /// Plain HTTP where TLS is spoken.
+    PlainHttp,
     /// A transfer coding other than `chunked`.
     UnknownCoding,
     /// The host is not a host.
@@ -84,7 +86,7 @@ impl Failure {
     pub fn status(self) -> StatusCode {
         match self {
             // Nobody gets the one of `ClientGone`; `exchange` logs 499.
-            Self::Malformed(_) | Self::InvalidHost(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
+            Self::Malformed(_) | Self::PlainHttp | Self::InvalidHost(_) | Self::ClientGone => StatusCode::BAD_REQUEST,
             Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
@@ -111,6 +113,7 @@ impl Failure {
     pub fn token(self) -> &'static str {
         match self {
             Self::Malformed(_)
+            | Self::PlainHttp
             | Self::UnknownCoding
             | Self::InvalidHost(_)
             | Self::Method
@@ -142,6 +145,7 @@ impl Failure {
         match self {
             Self::Refused(refusal) => refusal.name(),
             Self::Malformed(_) | Self::UnknownCoding | Self::Method | Self::Expectation => "malformed_request",
+            Self::PlainHttp => "plain_http",
             Self::InvalidHost(_) => "malformed_host",
             Self::HeadTooLarge | Self::VariablesTooLarge => "head_too_large",
             Self::LengthRequired => "length_required",
@@ -159,6 +163,7 @@ impl Failure {
     pub fn side(self) -> Side {
         match self {
             Self::Malformed(_)
+            | Self::PlainHttp
             | Self::UnknownCoding
             | Self::InvalidHost(_)
             | Self::Method
@@ -189,6 +194,7 @@ impl Failure {
     pub fn message(self) -> &'static str {
         match self {
             Self::Malformed(_) | Self::UnknownCoding | Self::Method | Self::Expectation => "malformed request",
+            Self::PlainHttp => "plain HTTP to a TLS port",
             Self::InvalidHost(_) => "malformed host",
             Self::Refused(_) => "request denied",
             Self::HeadTooLarge | Self::VariablesTooLarge | Self::BodyTooLarge => "request too large",
@@ -212,6 +218,9 @@ impl Failure {
         match self {
             Self::Malformed(_) | Self::UnknownCoding | Self::InvalidHost(_) | Self::Method | Self::Expectation => {
                 "the client's request breaks HTTP; nothing here should admit it"
+            }
+            Self::PlainHttp => {
+                "HOSTWARD_TLS is on, so the load balancer has to speak TLS: make its target group's protocol HTTPS"
             }
             Self::Refused(refusal) => refusal.hint(),
             Self::HeadTooLarge => "if the client is yours, raise HOSTWARD_MAX_HEADER_SIZE (at most 100 fields)",
@@ -261,6 +270,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed(what) => f.write_str(what),
+            Self::PlainHttp => f.write_str("the client spoke plain HTTP to a TLS port"),
             Self::UnknownCoding => f.write_str("a transfer coding other than chunked"),
             Self::InvalidHost(why) => why.fmt(f),
             Self::Method => f.write_str("this method is not allowed here"),

@@ -6,9 +6,9 @@
 //! | floor | what stands there |
 //! |---|---|
 //! | 5 the process | `main`, [`run`], [`command`] |
-//! | 4 doors | [`listener`], [`worker`], [`connection`], [`drain`], [`admin`] |
+//! | 4 doors | [`listener`], [`worker`], `handshake`, [`connection`], [`drain`], [`admin`] |
 //! | 3 the life of a request | [`proxy`], [`answer`] |
-//! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`timers`] |
+//! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`tls`], [`timers`] |
 //! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
@@ -35,6 +35,7 @@ pub mod drain;
 pub mod error;
 pub mod exchange;
 pub mod flight;
+mod handshake;
 pub mod incoming;
 pub mod listener;
 pub mod log;
@@ -48,6 +49,7 @@ pub mod pump;
 pub mod read_ahead;
 pub mod socket;
 pub mod timers;
+pub mod tls;
 pub mod tunnel;
 pub mod upstream;
 pub mod wire;
@@ -72,24 +74,34 @@ use crate::drain::{Stage, Stop};
 use crate::log::{Repeats, Sink};
 use crate::memory::Budget;
 use crate::policy::{Hosts, OwnAddresses, Policy};
+use crate::tls::pair::Pair;
 use crate::upstream::Limit;
 use crate::worker::{Shared, Workers};
 
-/// Serves until it is asked to stop, and has stopped. To be called on a [`worker::runtime`].
+/// Serves until it is asked to stop, and has stopped. To be called on a [`worker::runtime`]. `given` is the
+/// certificate that the settings name, if they name one.
 ///
 /// # Errors
 ///
-/// When an address can't be listened on. What goes wrong later is answered and logged.
-pub async fn run(config: Config, sink: Sink, stops: UnboundedReceiver<Stop>) -> Result<(), BindError> {
+/// When an address can't be listened on, or there are no random numbers for TLS. What goes wrong later is answered
+/// and logged.
+pub async fn run(
+    config: Config,
+    given: Option<Pair>,
+    sink: Sink,
+    stops: UnboundedReceiver<Stop>,
+) -> Result<(), StartError> {
     let started = Instant::now();
     let config = Arc::new(config);
-    let bind = |setting, address| listener::bind(address).map_err(|source| BindError { setting, address, source });
+    let bind =
+        |setting, address| listener::bind(address).map_err(|source| StartError::Bind { setting, address, source });
     let listener = bind("HOSTWARD_LISTEN", config.listen)?;
     let admin = config.admin_listen.map(|address| bind("HOSTWARD_ADMIN_LISTEN", address)).transpose()?;
 
     let interfaces = discovery::interface_addresses();
     let own = Arc::new(OwnAddresses { interfaces, discovered: std::sync::OnceLock::new() });
     let policy = Arc::new(Policy::new(&config.rules, Arc::clone(&own)));
+    let tls = tls::begin(&config, given, &own.interfaces).map_err(|error| StartError::Tls(error.to_string()))?;
     let (stage, stages) = watch::channel(Stage::Running);
     let repeats = Arc::new(Repeats::default());
     let threads = Arc::new(AtomicUsize::new(first_threads(&config)));
@@ -103,6 +115,7 @@ pub async fn run(config: Config, sink: Sink, stops: UnboundedReceiver<Stop>) -> 
         limit: config.upstream_max_connections.map(Limit::new),
         budget,
         stage: stages.clone(),
+        tls,
         started,
     };
     let workers = RefCell::new(Workers::start(shared, Arc::clone(&threads)));
@@ -132,33 +145,52 @@ pub async fn run(config: Config, sink: Sink, stops: UnboundedReceiver<Stop>) -> 
     Ok(())
 }
 
-/// An address that can't be listened on.
+/// Why hostward can't start with settings that are right.
 #[derive(Debug)]
-pub struct BindError {
-    /// The setting that says so.
-    pub setting: &'static str,
-    /// The address.
-    pub address: SocketAddr,
-    /// Why.
-    pub source: io::Error,
+pub enum StartError {
+    /// An address can't be listened on.
+    Bind {
+        /// The setting that says so.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS can't be prepared; says why.
+    Tls(String),
 }
 
-impl BindError {
+impl StartError {
     /// Whether somebody else listens there.
     pub fn is_taken(&self) -> bool {
-        self.source.kind() == io::ErrorKind::AddrInUse
+        matches!(self, Self::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
+    }
+
+    /// What to do.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Bind { .. } => "is another hostward, or the app itself, on this port?",
+            Self::Tls(_) => "does this machine give random numbers?",
+        }
     }
 }
 
-impl fmt::Display for BindError {
+impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}: {}", self.setting, self.address, self.source)
+        match self {
+            Self::Bind { setting, address, source } => write!(f, "{setting}={address}: {source}"),
+            Self::Tls(why) => write!(f, "HOSTWARD_TLS: {why}"),
+        }
     }
 }
 
-impl std::error::Error for BindError {
+impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
+        match self {
+            Self::Bind { source, .. } => Some(source),
+            Self::Tls(_) => None,
+        }
     }
 }
 
@@ -185,6 +217,7 @@ fn announce(config: &Config, own: &OwnAddresses, listen: &str, admin: &str, max_
         version = env!("CARGO_PKG_VERSION"),
         listen,
         admin,
+        tls = config.tls.name(),
         upstream = %config.upstream,
         allowed_hosts = join(&config.rules.allowed),
         canonical_host = canonical,

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use hostward::command::{self, Command};
-use hostward::config::{self, Loaded};
+use hostward::config::{self, Loaded, Mistakes};
 use hostward::drain::Stop;
 use hostward::log::{self, Sink};
+use hostward::tls::pair::Pair;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -26,17 +27,26 @@ fn main() -> ExitCode {
     }
     let loaded = match config::load(&flags, std::env::vars_os(), stdout().is_terminal()) {
         Ok(loaded) => loaded,
-        Err(mistakes) => {
+        Err(mut mistakes) => {
             if let Command::Config { format } = command {
                 command::config::run(&mistakes.sources, format, &mut stdout());
             }
-            mistakes.write(&mut stderr(), stderr().is_terminal(), SystemTime::now()).ok();
-            return CONFIGURATION.into();
+            if let (Command::Run | Command::Check { .. }, Err(more)) = (&command, Pair::given(&mistakes.tls)) {
+                mistakes.list.extend(more);
+            }
+            return mistaken(&mistakes);
         }
     };
     match command {
-        Command::Run => run(loaded),
-        Command::Check { upstream } => command::check::run(&loaded, upstream, &mut stdout()).into(),
+        Command::Run | Command::Check { .. } => match Pair::given(&loaded.config.tls) {
+            Err(list) => mistaken(&Mistakes { list, sources: loaded.sources, tls: loaded.config.tls }),
+            Ok(pair) => match command {
+                Command::Check { upstream } => {
+                    command::check::run(&loaded, pair.as_ref(), upstream, &mut stdout()).into()
+                }
+                _ => run(loaded, pair),
+            },
+        },
         Command::Config { format } => command::config::run(&loaded.sources, format, &mut stdout()).into(),
         Command::Explain(asked) => command::explain::run(&loaded.config, &asked, &mut stdout()).into(),
         Command::Healthcheck { ready } => command::healthcheck::run(&loaded.config, ready, &mut stdout()).into(),
@@ -44,7 +54,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Loaded { config, warnings, .. }: Loaded) -> ExitCode {
+fn mistaken(mistakes: &Mistakes) -> ExitCode {
+    // Nobody there to read: no harm.
+    mistakes.write(&mut stderr(), stderr().is_terminal(), SystemTime::now()).ok();
+    CONFIGURATION.into()
+}
+
+fn run(Loaded { config, warnings, .. }: Loaded, certificate: Option<Pair>) -> ExitCode {
     let outcome = Sink::start(stdout(), config.log_format).and_then(|sink| {
         log::install(sink.clone(), config.log_format, config.log_level);
         for warning in warnings {
@@ -56,13 +72,12 @@ fn run(Loaded { config, warnings, .. }: Loaded) -> ExitCode {
             );
         }
         let runtime = hostward::worker::runtime()?;
-        let outcome =
-            runtime.block_on(async { Ok::<_, io::Error>(hostward::run(config, sink.clone(), stops()?).await) });
+        let outcome = runtime
+            .block_on(async { Ok::<_, io::Error>(hostward::run(config, certificate, sink.clone(), stops()?).await) });
         let code = match outcome? {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                let hint = "is another hostward, or the app itself, on this port?";
-                tracing::error!(error = %error, hint, "not starting");
+                tracing::error!(error = %error, hint = error.hint(), "not starting");
                 if error.is_taken() { ADDRESS_TAKEN.into() } else { ExitCode::FAILURE }
             }
         };

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -14,6 +15,27 @@ pub enum Socket {
     Tcp(TcpStream),
     /// To an app with a path.
     Unix(UnixStream),
+    /// To a load balancer that speaks TLS. What it takes is on its way only after a flush.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    /// The protocol that TLS agreed on for what is spoken inside.
+    pub fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tls(stream) => crate::tls::protocol(stream),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+
+    /// Tells the peer that this is the end. Only TLS has a word for it (RFC 8446 §6.1, `close_notify`). Not to be called
+    /// in the middle of an answer: without the word, the client knows that it hasn't got all of it.
+    pub fn say_goodbye(&mut self) {
+        if let Self::Tls(stream) = self {
+            // A peer that has left no room for a few bytes goes without.
+            drop(Pin::new(stream).poll_shutdown(&mut Context::from_waker(Waker::noop())));
+        }
+    }
 }
 
 /// The same call, whatever the socket is.
@@ -22,13 +44,23 @@ macro_rules! each {
         match $socket.get_mut() {
             Self::Tcp($inner) => $call,
             Self::Unix($inner) => $call,
+            Self::Tls($inner) => $call,
         }
     };
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, socket => Pin::new(socket).poll_read(cx, buf))
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Tls(socket) => match Pin::new(socket).poll_read(cx, buf) {
+                // A client that ends without close_notify. RFC 9112 §9.8: "Servers SHOULD be prepared to receive an
+                // incomplete close from the client". Requests say themselves how long they are.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+                read => read,
+            },
+        }
     }
 }
 

@@ -63,6 +63,8 @@ impl Tunnel {
             if ended.is_ready() || client.flight.overdue().is_some() || cut() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
+        // Also when it was cut: what is spoken in a tunnel has an end of its own, and shows when that is missing.
+        client.socket().say_goodbye();
         exchange.bytes_in.set(self.to_app.moved);
         exchange.bytes_out.set(self.to_client.moved);
     }

@@ -21,7 +21,7 @@ use crate::access_log::Journal;
 use crate::answer::Bounds;
 use crate::body::Buffering;
 use crate::config::Config;
-use crate::connection::{Protocol, Server};
+use crate::connection::Server;
 use crate::drain::Stage;
 use crate::listener::Accepted;
 use crate::log::{Repeats, Sink};
@@ -29,8 +29,8 @@ use crate::memory::Budget;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy_protocol::{self, Refusal};
-use crate::socket::Socket;
 use crate::timers::{TICK, Timers};
+use crate::tls::Tls;
 use crate::upstream::connect::Connector;
 use crate::upstream::{Limit, Upstream};
 
@@ -53,6 +53,8 @@ pub struct Shared {
     pub budget: Budget,
     /// How far stopping has come.
     pub stage: watch::Receiver<Stage>,
+    /// What the listener's TLS needs, if it speaks TLS.
+    pub tls: Option<Tls>,
     /// When hostward started.
     pub started: Instant,
 }
@@ -208,6 +210,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
         },
         timers: Timers::new(),
         stage: Cell::new(*shared.stage.borrow()),
+        tls: shared.tls.clone(),
     });
     spawn_local(keep_time(Rc::clone(&server)));
     spawn_local(watch_stage(Rc::clone(&server), shared.stage.clone()));
@@ -240,7 +243,7 @@ fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded) {
     spawn_local(async move {
         let Accepted { mut stream, remote, local, permit } = accepted;
         match client(&server.proxy, &mut stream, remote).await {
-            Ok(client) => server.serve(Socket::Tcp(stream), client, local, Protocol::Detect).await,
+            Ok(client) => server.accept(stream, client, local).await,
             Err(refusal) => server.proxy.report_connection(refusal, remote.ip().to_canonical()),
         }
         drop((permit, loaded));

@@ -163,8 +163,9 @@ fn read_sources(directory: &Path, all: &mut String) {
 }
 
 /// One of each kind that is answered: a client that has left gets nothing.
-const FAILURES: [Failure; 26] = [
+const FAILURES: [Failure; 27] = [
     Failure::Malformed(""),
+    Failure::PlainHttp,
     Failure::UnknownCoding,
     Failure::InvalidHost(InvalidAuthority::Empty),
     Failure::Method,

@@ -9,22 +9,23 @@ use std::os::unix::net as unix;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{Config, Endpoint, Loaded, RejectStatus, TaskIp, Upstream, is_metadata_address};
+use crate::config::{Config, Endpoint, Loaded, RejectStatus, TaskIp, Tls, Upstream, is_metadata_address};
 use crate::policy::{HostPolicy, HostRewrite, ProbeHosts};
+use crate::tls::pair::Pair;
 use crate::upstream::connect::uwsgi_name;
 
 /// Prints what the settings amount to and returns the exit code: 1 when the app was to be reached and wasn't.
-pub fn run(loaded: &Loaded, test_upstream: bool, out: &mut impl Write) -> u8 {
-    match report(loaded, test_upstream, out) {
+pub fn run(loaded: &Loaded, certificate: Option<&Pair>, test_upstream: bool, out: &mut impl Write) -> u8 {
+    match report(loaded, certificate, test_upstream, out) {
         Ok(true) => 0,
         Ok(false) | Err(_) => 1,
     }
 }
 
-fn report(loaded: &Loaded, test_upstream: bool, out: &mut impl Write) -> io::Result<bool> {
+fn report(loaded: &Loaded, certificate: Option<&Pair>, test_upstream: bool, out: &mut impl Write) -> io::Result<bool> {
     let Loaded { config, warnings, .. } = loaded;
     writeln!(out, "configuration is good\n")?;
-    for (name, value) in facts(config) {
+    for (name, value) in facts(config, certificate) {
         writeln!(out, "  {name:15}  {value}")?;
     }
     for warning in warnings {
@@ -42,7 +43,7 @@ fn report(loaded: &Loaded, test_upstream: bool, out: &mut impl Write) -> io::Res
     Ok(reached)
 }
 
-fn facts(config: &Config) -> Vec<(&'static str, String)> {
+fn facts(config: &Config, certificate: Option<&Pair>) -> Vec<(&'static str, String)> {
     let rules = &config.rules;
     let canonical = rules.canonical.as_ref().map_or("none", |host| host.to_str().unwrap_or_default());
     let seen = match rules.rewrite {
@@ -73,9 +74,21 @@ fn facts(config: &Config) -> Vec<(&'static str, String)> {
         ("task addresses", task),
         ("trusted proxies", if rules.trusted.is_empty() { "none".into() } else { listed(&rules.trusted) }),
         ("listens on", config.listen.to_string()),
+        ("tls", tls(config, certificate)),
         ("admin", config.admin_listen.map_or("off".into(), |address| address.to_string())),
         ("upstream", config.upstream.to_string()),
     ]
+}
+
+fn tls(config: &Config, certificate: Option<&Pair>) -> String {
+    match (&config.tls, certificate) {
+        (_, Some(Pair { source, fingerprint, .. })) => {
+            let expires = certificate.map(Pair::expires).unwrap_or_default();
+            format!("{source}, SHA-256 {fingerprint}, expires {expires}")
+        }
+        (Tls::SelfSigned, None) => "self-signed, made at the start".into(),
+        (tls, None) => tls.name().into(),
+    }
 }
 
 fn probes(probes: &ProbeHosts) -> String {
@@ -164,7 +177,7 @@ mod tests {
             .map(|(name, value)| (format!("HOSTWARD_{name}").into(), value.into()));
         let loaded = load(&Flags::default(), environment, false).unwrap();
         let mut out = Vec::new();
-        let code = run(&loaded, test, &mut out);
+        let code = run(&loaded, None, test, &mut out);
         (code, String::from_utf8(out).unwrap())
     }
 

@@ -50,8 +50,8 @@ fn text(sources: &Sources, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn value(given: &Given) -> String {
-    match (&given.value, given.setting.default) {
-        (Some(value), _) => show(value),
+    match (given.shown(), given.setting.default) {
+        (Some(value), _) => show(&value),
         (None, Fallback::Unset(what)) => format!("({what})"),
         (None, _) => "(missing)".into(),
     }
@@ -62,7 +62,7 @@ fn json(sources: &Sources, out: &mut impl Write) -> io::Result<()> {
         .list
         .iter()
         .map(|given| {
-            let entry = serde_json::json!({ "value": given.value, "source": given.source.name() });
+            let entry = serde_json::json!({ "value": given.shown(), "source": given.source.name() });
             (given.setting.variable.to_owned(), entry)
         })
         .collect();

@@ -76,7 +76,7 @@ fn judged(
     let (mut head, ()) = request.into_parts();
     let inbound = Inbound::read(&head)?;
     let decided = *verdict.insert(request::judge(policy, peer, &inbound, &head)?);
-    request::rewrite(&mut head, inbound, decided, peer, "http", config, policy)?;
+    request::rewrite(&mut head, inbound, decided, peer, config.tls.scheme(), config, policy)?;
     let packet = match config.upstream.protocol {
         Protocol::Http | Protocol::H2c => None,
         Protocol::Uwsgi => Some(Packet::new(&head, None, 0)?),

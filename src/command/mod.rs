@@ -187,6 +187,8 @@ fn setting_arg(setting: &'static Setting) -> Arg {
         .long(setting.flag())
         .value_name(setting.kind.placeholder())
         .value_parser(value_parser!(OsString))
+        // PEM begins with hyphens, and clap would print what it takes for an unknown flag.
+        .allow_hyphen_values(matches!(setting.kind, Kind::Text("path or PEM")))
         .help_heading(setting.group.heading())
         .help(format!("{}{takes} {default}", setting.meaning))
 }

@@ -41,7 +41,7 @@ pub fn load(
     if mistakes.is_empty() {
         Ok(Loaded { config, warnings, sources })
     } else {
-        Err(Mistakes { list: mistakes, sources })
+        Err(Mistakes { list: mistakes, sources, tls: config.tls })
     }
 }
 
@@ -76,6 +76,7 @@ impl Reader {
                 "required" => ProxyProtocol::Required,
                 _ => ProxyProtocol::Off,
             },
+            tls: self.tls(),
             max_connections: self.count("HOSTWARD_MAX_CONNECTIONS"),
             upstream: self.read("HOSTWARD_UPSTREAM", |_, text| addresses::upstream(text)).unwrap_or_else(nowhere),
             upstream_connect_timeout: self.duration("HOSTWARD_UPSTREAM_CONNECT_TIMEOUT"),

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use super::Sources;
+use super::{Sources, Tls};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct Mistakes {
     pub list: Vec<Mistake>,
     /// What was written, right or wrong, for `hostward config`.
     pub sources: Sources,
+    /// What was written of TLS, as far as it is right: the files may be wrong too.
+    pub tls: Tls,
 }
 
 /// Characters of a value that a message shows; the longest sensible value is a list of hosts.
@@ -140,7 +142,7 @@ mod tests {
     fn two() -> Mistakes {
         let first = Mistake::new("HOSTWARD_IDLE_TIMEOUT", Some("75"), "a duration needs a unit", "Write 75s.");
         let second = Mistake { by_flag: true, ..Mistake::new("HOSTWARD_LISTEN", None, "wrong", "Example: :8080.") };
-        Mistakes { list: vec![first, second], sources: Sources::default() }
+        Mistakes { list: vec![first, second], sources: Sources::default(), tls: Tls::Off }
     }
 
     fn written(mistakes: &Mistakes, terminal: bool) -> String {

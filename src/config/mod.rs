@@ -8,6 +8,7 @@ mod load;
 mod mistake;
 mod reader;
 mod settings;
+mod tls;
 mod values;
 
 use std::ffi::OsString;
@@ -22,6 +23,7 @@ pub use addresses::is_metadata_address;
 pub use load::load;
 pub use mistake::{Mistake, Mistakes, show};
 pub use settings::{Default, Group, Kind, SETTINGS, Setting};
+pub use tls::{Pem, Tls};
 
 /// A good configuration.
 #[derive(Clone, Debug)]
@@ -50,7 +52,7 @@ pub struct Sources {
 pub struct Given {
     /// The setting.
     pub setting: &'static Setting,
-    /// As it was written or derived; `None` when there is none.
+    /// As it was written or derived; `None` when there is none. It may be a private key.
     pub value: Option<String>,
     /// Who said so.
     pub source: Source,
@@ -65,6 +67,13 @@ pub enum Source {
     Environment,
     /// Nobody: it is the default.
     Default,
+}
+
+impl Given {
+    /// The value, unless it is a key.
+    pub fn shown(&self) -> Option<String> {
+        self.value.as_deref().map(|value| tls::shown(self.setting, value))
+    }
 }
 
 impl Flags {
@@ -118,6 +127,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Whether a PROXY header says who has connected.
     pub proxy_protocol: ProxyProtocol,
+    /// Whether the load balancer speaks TLS, and by which certificate.
+    pub tls: Tls,
     /// Downstream connections at once; `None` takes it from the limit on file descriptors.
     pub max_connections: Option<usize>,
     /// The app.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::mistake::{Mistake, show};
 use super::settings::{Default as Fallback, Kind, PREFIX, SETTINGS, Setting};
+use super::tls::shown;
 use super::values::{self, Fault};
 use super::{Flags, Given, Source, Sources};
 
@@ -36,15 +37,15 @@ impl Reader {
             asked: Vec::new(),
         };
         for setting in SETTINGS {
-            let written =
+            let values =
                 [(flags.get(setting.variable), Source::Flag), (environment.get(setting.variable), Source::Environment)];
             // Empty is unset, so that a task definition can take a setting back.
-            let found = written.into_iter().find_map(|(value, source)| {
+            let found = values.into_iter().find_map(|(value, source)| {
                 let value = value?;
                 let blank = value.to_str().is_some_and(|text| text.trim().is_empty());
                 (!blank).then_some((value, source))
             });
-            let (text, source, shown) = match found {
+            let (text, source, written) = match found {
                 Some((value, source)) => match value.to_str() {
                     Some(text) => (Some(text.trim().to_owned()), source, Some(text.trim().to_owned())),
                     None => (None, source, Some(value.to_string_lossy().into_owned())),
@@ -55,13 +56,14 @@ impl Reader {
                 },
             };
             if text.is_none()
-                && let Some(shown) = &shown
+                && let Some(value) = &written
             {
-                let mut mistake = Mistake::new(setting.variable, Some(shown), "not UTF-8", example(setting));
+                let mut mistake =
+                    Mistake::new(setting.variable, Some(&shown(setting, value)), "not UTF-8", example(setting));
                 mistake.by_flag = source == Source::Flag;
                 reader.mistakes.push(mistake);
             }
-            reader.sources.list.push(Given { setting, value: shown, source });
+            reader.sources.list.push(Given { setting, value: written, source });
             reader.texts.push(text);
         }
         reader
@@ -196,7 +198,7 @@ impl Reader {
     pub(super) fn wrong_value(&mut self, at: usize, value: &str, fault: Fault) {
         let setting = &SETTINGS[at];
         let hint = fault.hint.unwrap_or_else(|| example(setting));
-        let mut mistake = Mistake::new(setting.variable, Some(value), fault.error, hint);
+        let mut mistake = Mistake::new(setting.variable, Some(&shown(setting, value)), fault.error, hint);
         mistake.by_flag = self.sources.list[at].source == Source::Flag;
         self.mistakes.push(mistake);
     }

@@ -174,6 +174,30 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "whether trusted proxies say in a PROXY header (v1 or v2) who has connected to them, as a Network Load Balancer can; optional admits connections without one",
     },
     Setting {
+        variable: "HOSTWARD_TLS",
+        group: Group::Listening,
+        kind: Kind::Word(&["off", "self-signed", "files"]),
+        default: Default::Is("off"),
+        example: "self-signed",
+        meaning: "whether the load balancer speaks TLS to hostward; self-signed makes a key at the start (an ALB doesn't check it)",
+    },
+    Setting {
+        variable: "HOSTWARD_TLS_CERT",
+        group: Group::Listening,
+        kind: Kind::Text("path or PEM"),
+        default: Default::Unset("none"),
+        example: "/run/secrets/tls.pem",
+        meaning: "for TLS=files: the certificate with its chain, as a path or the PEM itself; a file is read again when it changes",
+    },
+    Setting {
+        variable: "HOSTWARD_TLS_KEY",
+        group: Group::Listening,
+        kind: Kind::Text("path or PEM"),
+        default: Default::Unset("none"),
+        example: "/run/secrets/tls.key",
+        meaning: "for TLS=files: the certificate's private key (PKCS#8, SEC 1 or PKCS#1), likewise",
+    },
+    Setting {
         variable: "HOSTWARD_MAX_CONNECTIONS",
         group: Group::Listening,
         // A million sockets is what a process may open where nobody limits it (fs.nr_open).
@@ -461,6 +485,7 @@ impl Kind {
             Self::Text(what) if what.starts_with("address") => "ADDRESS",
             Self::Text("URL") => "URL",
             Self::Text("path" | "directory") => "PATH",
+            Self::Text("path or PEM") => "PATH|PEM",
             Self::Text(_) => "HOST",
         }
     }

@@ -101,6 +101,12 @@ impl Server {
             self.poll_end(&wire, &mut life, cx)
         })
         .await;
+        // Before the exchange under way is dropped: what a client has got half of must not look whole.
+        let whole = match end {
+            End::Finished(Ok(())) | End::Overdue(WaitingFor::Request) => true,
+            End::Stopping => !wire.flight.is_under_way(),
+            _ => false,
+        };
         if matches!(end, End::Stopping) {
             wire.flight.cut();
         }
@@ -126,7 +132,12 @@ impl Server {
             End::Finished(Err(error)) if error.is_parse() => Failure::Malformed("the request head can't be parsed"),
             End::BrokenBody => return finish(&wire).await,
             End::Finished(_) if wire.is_request_incomplete() => return finish(&wire).await,
-            End::Finished(_) | End::Gone | End::Stopping | End::Overdue(_) | End::Preface => return None,
+            End::Finished(_) | End::Gone | End::Stopping | End::Overdue(_) | End::Preface => {
+                if whole {
+                    wire.socket().say_goodbye();
+                }
+                return None;
+            }
         };
         self.answer_unparsed(&wire, client, failure).await;
         None
@@ -176,6 +187,14 @@ impl Server {
             wire.flight.wait(WaitingFor::Request, if new { config.header_timeout } else { config.idle_timeout });
         }
         Poll::Pending
+    }
+
+    /// Answers a client that speaks plain HTTP where TLS is spoken.
+    pub(super) async fn refuse_plain(&self, socket: Socket, client: &Client) {
+        let config = &self.proxy.config;
+        let flight = Flight::new(self.timers.timer());
+        let wire = Wire::new(socket, config.max_header_size, flight, config.body_timeout, false);
+        self.answer_unparsed(&wire, client, Failure::PlainHttp).await;
     }
 
     /// Answers what never became a request for hyper.

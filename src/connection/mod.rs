@@ -16,11 +16,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::drain::Stage;
+use crate::handshake::Begun;
 use crate::proxy::{Client, Proxy};
 use crate::socket::Socket;
 use crate::timers::Timers;
+use crate::tls::Tls;
 
 /// What a worker needs to serve connections.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub struct Server {
     pub timers: Rc<Timers>,
     /// How far stopping has come.
     pub stage: Cell<Stage>,
+    /// What the listener's TLS needs, if it speaks TLS.
+    pub tls: Option<Tls>,
 }
 
 /// What a client speaks.
@@ -45,9 +50,21 @@ pub enum Protocol {
 }
 
 impl Server {
+    /// Shakes hands where that is to be done, and serves a connection until it is closed.
+    pub async fn accept(self: &Rc<Self>, stream: TcpStream, remote: SocketAddr, local: SocketAddr) {
+        match self.begin(stream, remote.ip()).await {
+            Begun::Ready(socket) => self.serve(socket, remote, local, Protocol::Detect).await,
+            Begun::Plain(socket) => {
+                let client = Client::new(remote, local, "http", &self.proxy.policy);
+                Box::pin(self.refuse_plain(socket, &client)).await;
+            }
+            Begun::Over => {}
+        }
+    }
+
     /// Serves a connection until it is closed.
     pub async fn serve(self: &Rc<Self>, socket: Socket, remote: SocketAddr, local: SocketAddr, protocol: Protocol) {
-        let client = Client::new(remote, local, &self.proxy.policy);
+        let client = Client::new(remote, local, self.proxy.config.tls.scheme(), &self.proxy.policy);
         let (socket, early) = match protocol {
             Protocol::Http2 => (socket, BytesMut::new()),
             Protocol::Http1 | Protocol::Detect => {
@@ -89,4 +106,4 @@ const BUFFER: usize = 64 * 1024;
 /// How long a client that is still sending gets to read the answer.
 const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection that was accepted at the very end gets for its request.
-const LAST_CALL: Duration = Duration::from_secs(1);
+pub(crate) const LAST_CALL: Duration = Duration::from_secs(1);

@@ -77,11 +77,11 @@ impl std::fmt::Display for Silence {
 impl std::error::Error for Silence {}
 
 impl Client {
-    /// The client at `remote`, which has connected to `local`.
-    pub fn new(remote: SocketAddr, local: SocketAddr, policy: &Policy) -> Self {
+    /// The client at `remote`, which has connected to `local` and speaks `scheme`.
+    pub fn new(remote: SocketAddr, local: SocketAddr, scheme: &'static str, policy: &Policy) -> Self {
         let mut peer = Peer::new(remote.ip(), local, &policy.trusted);
         peer.port = remote.port();
-        Self { peer, scheme: "http", admitted: RefCell::default(), tunnel: RefCell::default() }
+        Self { peer, scheme, admitted: RefCell::default(), tunnel: RefCell::default() }
     }
 
     /// Who it is.

@@ -18,7 +18,7 @@ pub use self::arguments::Inject;
 pub(super) use self::arguments::arguments;
 use self::document::{Container, Network};
 use self::report::Report;
-use crate::config::{Config, Endpoint, Flags, Loaded, Mistakes, Source, Sources, load};
+use crate::config::{Config, Endpoint, Flags, Loaded, Mistakes, Pem, Source, Sources, Tls, load};
 
 /// What hostward's container is called.
 const NAME: &str = "hostward";
@@ -328,8 +328,13 @@ fn sources(flags: &Flags, given: &[(String, String)]) -> Sources {
 
 /// The settings that hostward's container gets, judged by the loader that it has.
 fn settle(flags: &Flags, given: &[(String, String)]) -> Result<Loaded, Vec<String>> {
-    load(flags, variables(given), false)
-        .map_err(|mistakes| mistakes.list.iter().map(|mistake| format!("{}: {mistake}", mistake.setting)).collect())
+    let loaded = load(flags, variables(given), false).map_err(|mistakes| {
+        mistakes.list.iter().map(|mistake| format!("{}: {mistake}", mistake.setting)).collect::<Vec<_>>()
+    })?;
+    if let Tls::Files { key: Pem::Text(_), .. } = &loaded.config.tls {
+        return Err(vec!["HOSTWARD_TLS_KEY: a private key doesn't belong into a task definition, which many may read. Give a path, and mount the file".into()]);
+    }
+    Ok(loaded)
 }
 
 fn variables(given: &[(String, String)]) -> impl Iterator<Item = (OsString, OsString)> + '_ {

@@ -1,0 +1,201 @@
+//! `HOSTWARD_TLS` and what belongs to it: a path or the PEM itself, which nobody gets to see.
+//!
+//! Nothing is read here: a health check has the same settings, and must not fail because a file is being replaced.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::mistake::Mistake;
+use super::reader::Reader;
+use super::settings::Setting;
+use super::values::Fault;
+
+/// `HOSTWARD_TLS`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// The load balancer speaks plain HTTP.
+    Off,
+    /// A key and a certificate are made at the start.
+    SelfSigned,
+    /// They are given.
+    Files {
+        /// The certificate, with what else is in its chain behind it.
+        cert: Pem,
+        /// Its private key.
+        key: Pem,
+    },
+}
+
+/// Where PEM comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Pem {
+    /// A file.
+    Path(PathBuf),
+    /// The setting itself.
+    Text(String),
+}
+
+impl Tls {
+    /// As the setting takes it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::SelfSigned => "self-signed",
+            Self::Files { .. } => "files",
+        }
+    }
+
+    /// What a client of the listener speaks.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Self::Off => "http",
+            Self::SelfSigned | Self::Files { .. } => "https",
+        }
+    }
+}
+
+/// Without the text, which may be a private key.
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_string())
+    }
+}
+
+impl fmt::Display for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => f.write_str(&showable(&path.to_string_lossy())),
+            Self::Text(_) => f.write_str(PEM),
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn tls(&mut self) -> Tls {
+        let mode = self.word("HOSTWARD_TLS");
+        let given = ["HOSTWARD_TLS_CERT", "HOSTWARD_TLS_KEY"].map(|variable| (variable, self.read(variable, pem)));
+        if mode == "files" {
+            for (variable, value) in &given {
+                if value.is_none() && !self.wrong(variable) {
+                    let hint = "A path or the PEM itself. Example: /run/secrets/tls.pem.";
+                    self.mistakes.push(Mistake::new(variable, None, "required, because HOSTWARD_TLS=files", hint));
+                }
+            }
+        } else if !self.wrong("HOSTWARD_TLS") {
+            for (variable, value) in &given {
+                if value.is_some() {
+                    self.conflict(
+                        variable,
+                        format!("HOSTWARD_TLS is {mode}, so nothing would read it: set it to files"),
+                    );
+                }
+            }
+        }
+        match (mode, given.map(|(_, value)| value)) {
+            ("self-signed", _) => Tls::SelfSigned,
+            ("files", [Some(cert), Some(key)]) => Tls::Files { cert, key },
+            _ => Tls::Off,
+        }
+    }
+}
+
+fn pem(_: &'static super::Kind, text: &str) -> Result<Pem, Fault> {
+    if text.contains(BEGIN) {
+        // Many a tool that fills in variables leaves a PEM on one line, with the ends of its lines written out.
+        return Ok(Pem::Text(if text.contains('\n') { text.into() } else { text.replace("\\n", "\n") }));
+    }
+    if text.contains('\n') {
+        return Err(Fault::new("neither a path nor PEM, which has a line -----BEGIN …-----"));
+    }
+    Ok(Pem::Path(text.into()))
+}
+
+/// What of a setting's value may be shown. PEM is not, wherever it was put by mistake; nor is what may be the
+/// inside of one in the settings that take PEM.
+pub(super) fn shown(setting: &Setting, value: &str) -> String {
+    match setting.variable {
+        "HOSTWARD_TLS_CERT" | "HOSTWARD_TLS_KEY" => showable(value),
+        _ if value.contains(BEGIN) => PEM.into(),
+        _ => value.into(),
+    }
+}
+
+fn showable(value: &str) -> String {
+    let known = ["/", "./", "../", "arn:", "$"].iter().any(|start| value.starts_with(start)) && !value.contains('\n');
+    let known = known || value.len() <= SHORTER_THAN_ANY_KEY;
+    if value.contains(BEGIN) {
+        PEM.into()
+    } else if known {
+        value.into()
+    } else {
+        "(not shown)".into()
+    }
+}
+
+const BEGIN: &str = "-----BEGIN";
+const PEM: &str = "(PEM)";
+/// Characters. The shortest key there is, Ed25519 in PKCS#8, has 64 without its first and last line.
+const SHORTER_THAN_ANY_KEY: usize = 40;
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Flags, load};
+    use super::*;
+
+    const TEXT: &str = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----";
+
+    fn loaded(settings: &[(&str, &str)]) -> Result<Tls, Vec<Mistake>> {
+        let hosts = [("ALLOWED_HOSTS", "a.example")];
+        let environment =
+            settings.iter().chain(&hosts).map(|(name, value)| (format!("HOSTWARD_{name}").into(), (*value).into()));
+        match load(&Flags::default(), environment, false) {
+            Ok(loaded) => Ok(loaded.config.tls),
+            Err(mistakes) => Err(mistakes.list),
+        }
+    }
+
+    #[test]
+    fn a_path_and_pem_are_told_apart() {
+        let path = Pem::Path("/a.pem".into());
+        let files = |cert: &str, key: &str| loaded(&[("TLS", "files"), ("TLS_CERT", cert), ("TLS_KEY", key)]);
+        assert_eq!(files("/a.pem", TEXT), Ok(Tls::Files { cert: path, key: Pem::Text(TEXT.into()) }));
+        let one_line = TEXT.replace('\n', "\\n");
+        assert!(matches!(files("a", &one_line), Ok(Tls::Files { key: Pem::Text(text), .. }) if text == TEXT));
+        assert_eq!(loaded(&[]), Ok(Tls::Off));
+        assert_eq!(loaded(&[("TLS", "self-signed")]), Ok(Tls::SelfSigned));
+    }
+
+    #[test]
+    fn the_three_settings_fit_each_other() {
+        for (settings, wrong) in [
+            (&[("TLS", "files")][..], &["TLS_CERT", "TLS_KEY"][..]),
+            (&[("TLS", "files"), ("TLS_CERT", "/a")], &["TLS_KEY"]),
+            (&[("TLS_CERT", "/a")], &["TLS_CERT"]),
+            (&[("TLS", "self-signed"), ("TLS_CERT", "/a"), ("TLS_KEY", "/b")], &["TLS_CERT", "TLS_KEY"]),
+            (&[("TLS", "on"), ("TLS_CERT", "/a")], &["TLS"]),
+            (&[("TLS", "files"), ("TLS_CERT", "/a"), ("TLS_KEY", "MIG\nx")], &["TLS_KEY"]),
+        ] {
+            let mistakes = loaded(settings).unwrap_err();
+            let names: Vec<_> = mistakes.iter().map(|mistake| mistake.setting.replace("HOSTWARD_", "")).collect();
+            assert_eq!(names, wrong, "{mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_never_shown() {
+        let bare = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg";
+        for settings in [
+            &[("TLS_KEY", TEXT)][..],
+            &[("TLS_KEY", bare)],
+            &[("TLS", TEXT)],
+            &[("TLS", "files"), ("TLS_CERT", "/a"), ("TLS_KEY", bare), ("IDLE_TIMEOUT", "x")],
+            &[("IDLE_TIMEOUT", TEXT)],
+        ] {
+            let mistakes = loaded(settings).unwrap_err();
+            let said = format!("{mistakes:?}");
+            assert!(!said.contains("c2VjcmV0") && !said.contains(bare), "{said}");
+        }
+        let tls = loaded(&[("TLS", "files"), ("TLS_CERT", "/a.pem"), ("TLS_KEY", TEXT)]).unwrap();
+        assert_eq!(format!("{tls:?}"), "Files { cert: /a.pem, key: (PEM) }");
+    }
+}
