@@ -241,7 +241,7 @@ fn a_client_that_leaves_while_the_app_works_is_499_in_the_log() {
     client.send("GET /left HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
     task.app.wait_count(1);
     // A reset: an end alone may come from a client that still listens.
-    let socket = socket2::SockRef::from(&client.input.stream);
+    let socket = socket2::SockRef::from(client.input.stream.tcp());
     socket.set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
     leaving.recv_timeout(Duration::from_secs(5)).unwrap();
@@ -287,7 +287,7 @@ fn a_storm_of_aborted_connections_does_no_harm() {
         if number % 2 == 0 {
             client.send(&GET[..number % GET.len()]);
         }
-        let socket = socket2::SockRef::from(&client.input.stream);
+        let socket = socket2::SockRef::from(client.input.stream.tcp());
         socket.set_linger(Some(Duration::ZERO)).unwrap();
     }
     // A second worker may have come up, with its own.

@@ -366,7 +366,7 @@ fn a_client_that_gives_up_has_the_app_s_stream_reset() {
     client.send("GET /one HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
     app.wait_count(2);
     // A reset: an end alone may come from a client that still listens.
-    socket2::SockRef::from(&client.input.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    socket2::SockRef::from(client.input.stream.tcp()).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
     assert_eq!(seen.recv_timeout(Duration::from_secs(5)), Ok(Some(Reason::CANCEL)));
     for path in ["/one", "/two"] {

@@ -30,6 +30,7 @@ mod settings;
 mod streaming;
 mod support;
 mod task_definition;
+mod tls;
 mod unix;
 mod upgrade;
 mod upstream_faults;

@@ -49,7 +49,7 @@ fn the_app_gets_these_variables_and_no_others() {
     let app = UwsgiApp::answering(OK);
     let hostward = before(&app, &[]);
     let mut client = Client::connect(hostward.address);
-    let own_port = client.input.stream.local_addr().unwrap().port().to_string();
+    let own_port = client.input.stream.tcp().local_addr().unwrap().port().to_string();
     let port = hostward.address.port().to_string();
     client
         .ask(

@@ -10,6 +10,7 @@ use std::thread;
 
 use serde_json::json;
 
+use super::tls::Stream;
 use super::wire::{Broken, Field, Framing, Input, field, framing, parse_head, text};
 use super::{PATIENCE, eventually};
 
@@ -265,7 +266,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 fn serve(stream: TcpStream, connection: usize, shared: &Shared) {
-    let mut input = Input::new(stream);
+    let mut input = Input::new(Stream::Plain(stream));
     // A connection that hostward keeps idle is none of the app's business.
     input.patience = PATIENCE * 6;
     while let Ok(head) = input.head() {
@@ -297,7 +298,7 @@ fn serve(stream: TcpStream, connection: usize, shared: &Shared) {
                 return;
             }
             Then::Reset => {
-                let socket = socket2::SockRef::from(&input.stream);
+                let socket = socket2::SockRef::from(input.stream.tcp());
                 socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
                 // The last handle resets it; the list's clone would keep it open.
                 shared.open.lock().unwrap().remove(&connection);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::app::App;
+use super::tls;
 
 /// A running hostward. Dropping it kills the child.
 pub struct Hostward {
@@ -59,6 +60,9 @@ impl Hostward {
         let address = |name: &str| started[name].as_str().and_then(|text| text.parse().ok());
         hostward.address = address("listen").unwrap_or_else(|| panic!("no address in {started}"));
         hostward.admin = address("admin").unwrap_or(nowhere);
+        if settings.iter().any(|(name, value)| *name == "HOSTWARD_TLS" && *value != "off") {
+            tls::remember(hostward.address);
+        }
         hostward
     }
 
@@ -179,6 +183,7 @@ impl Hostward {
 
 impl Drop for Hostward {
     fn drop(&mut self) {
+        tls::forget(self.address);
         // It may have ended already: then there is nothing to kill.
         self.child.kill().ok();
         self.child.wait().ok();

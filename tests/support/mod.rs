@@ -8,6 +8,7 @@ pub mod hostward;
 pub mod http2;
 pub mod metadata;
 pub mod python;
+pub mod tls;
 pub mod unix;
 pub mod uwsgi;
 pub mod wire;

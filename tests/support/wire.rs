@@ -3,10 +3,11 @@
 //! fails the test.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
+use super::tls::Stream;
 
 /// A field line's name and value.
 pub type Field = (String, String);
@@ -66,7 +67,7 @@ pub fn get(address: SocketAddr, host: &str, path: &str) -> Answer {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects; with TLS where hostward speaks it.
     pub fn connect(address: SocketAddr) -> Self {
         Self::over(TcpStream::connect_timeout(&address, PATIENCE).unwrap())
     }
@@ -83,7 +84,12 @@ impl Client {
     pub fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { input: Input::new(stream) }
+        Self { input: Input::new(Stream::over(stream)) }
+    }
+
+    /// Connects without TLS, whatever is spoken there.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { input: Input::new(Stream::Plain(TcpStream::connect_timeout(&address, PATIENCE).unwrap())) }
     }
 
     /// Sends bytes.
@@ -123,8 +129,8 @@ impl Client {
     }
 
     /// Ends this side of the connection.
-    pub fn half_close(&self) {
-        self.input.stream.shutdown(Shutdown::Write).unwrap();
+    pub fn half_close(&mut self) {
+        self.input.stream.half_close().unwrap();
     }
 
     /// Everything until the connection ends.
@@ -136,6 +142,16 @@ impl Client {
     pub fn assert_closed(&mut self) {
         let rest = self.rest();
         assert!(rest.is_empty(), "after the last answer: {}", text(&rest));
+    }
+
+    /// How the connection ends: `UnexpectedEof` for an end that the other side has said. What comes before is dropped.
+    pub fn end(&mut self) -> ErrorKind {
+        loop {
+            match self.input.more() {
+                Ok(()) => self.input.ahead.clear(),
+                Err(broken) => return broken.why,
+            }
+        }
     }
 
     fn read_answer(&mut self, to_head: bool) -> Result<Answer, Broken> {
@@ -210,7 +226,7 @@ impl std::fmt::Display for Broken {
 /// The reading end of a connection.
 pub struct Input {
     /// The connection.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// What has been read and not yet used.
     pub ahead: Vec<u8>,
     /// The bound on every wait.
@@ -219,7 +235,7 @@ pub struct Input {
 
 impl Input {
     /// The reading end of `stream`.
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: Stream) -> Self {
         Self { stream, ahead: Vec::new(), patience: PATIENCE }
     }
 
