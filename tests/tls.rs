@@ -32,8 +32,12 @@ fn openssl_shakes_hands_in_both_versions_and_sees_who_it_is() {
     let logged = task.hostward.line(|line| line["msg"] == "certificate in use");
     assert_eq!(logged["source"], "self-signed");
     for (version, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
-        let said = s_client(&task, &[version, "-alpn", "h2,http/1.1"]);
-        assert!(said.contains("ALPN protocol: http/1.1"), "{said}");
+        for (offered, chosen) in [("h2,http/1.1", "h2"), ("http/1.1,h2", "h2"), ("http/1.1", "http/1.1")] {
+            let said = s_client(&task, &[version, "-alpn", offered]);
+            assert!(said.contains(&format!("ALPN protocol: {chosen}\n")), "{said}");
+        }
+        let said = s_client(&task, &[version]);
+        assert!(said.contains("No ALPN negotiated"), "{said}");
         assert!(said.contains(&format!("New, {name}")), "{said}");
         let begin = said.find("-----BEGIN CERTIFICATE").unwrap_or_else(|| panic!("{said}"));
         let certificate = openssl(
@@ -75,16 +79,24 @@ fn a_session_is_resumed() {
 #[test]
 fn curl_gets_its_answer() {
     let task = Task::echo(&[SELF_SIGNED]);
-    for version in ["1.2", "1.3"] {
+    for (version, http, spoken) in [
+        ("1.2", "--http1.1", "HTTP/1.1"),
+        ("1.3", "--http1.1", "HTTP/1.1"),
+        ("1.2", "--http2", "HTTP/2"),
+        ("1.3", "--http2", "HTTP/2"),
+    ] {
         let address = task.hostward.address;
         let output = Command::new("curl")
-            .args(["--silent", "--show-error", "--insecure", "--max-time", "10", "--tls-max", version])
+            .args(["--silent", "--show-error", "--insecure", "--max-time", "10", "--tls-max", version, http])
+            .args(["--write-out", "\\nHTTP/%{http_version}"])
             .args(["--header", "Host: www.example.com", "--data", "hello", &format!("https://{address}/curl")])
             .output()
             .expect("curl is installed");
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert_eq!(task.app.last().body, b"hello");
-        assert!(text(&output.stdout).contains("/curl"), "{}", text(&output.stdout));
+        let said = text(&output.stdout);
+        assert!(said.contains("/curl") && said.ends_with(spoken), "{said}");
+        assert_eq!(task.app.last().field("x-forwarded-proto"), Some("https"));
     }
 }
 

@@ -135,7 +135,7 @@ pub fn failure(error: &io::Error) -> (&'static str, &'static str) {
         ),
         Error::NoApplicationProtocol => (
             "no_common_protocol",
-            "the client wants another protocol; HTTP/1.1 is spoken here: the target group's protocol version",
+            "the client wants another protocol; h2 and http/1.1 are spoken here: the target group's protocol version",
         ),
         Error::InvalidMessage(_) => ("not_tls", "what the client sent is no TLS"),
         _ => ("other", "the client breaks TLS; `error` says how"),
@@ -146,8 +146,8 @@ fn provider() -> CryptoProvider {
     aws_lc_rs::default_provider()
 }
 
-/// What is spoken inside, the best first.
-pub const ALPN: &[&[u8]] = &[b"http/1.1"];
+/// What is spoken inside, the best first. Which of them it is, the first bytes tell as they do without TLS.
+pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 /// Bytes of what was written and the socket has not taken, per connection: one full record. rustls' own bound is
 /// 64 KiB, for each slow reader.
