@@ -453,11 +453,21 @@ fn connections_that_ask_for_nothing_end() {
 fn a_head_that_is_too_large_is_431() {
     let task = Task::echo(&[("HOSTWARD_MAX_HEADER_SIZE", "16KiB")]);
     let large = "a".repeat(20_000);
+    let (head, one) = (block(&GOOD), block(&[("x-large", &large[..14_000])]));
     let mut frames = Frames::connect(task.hostward.address, &[]);
     let fields = with(&[("x-large", &large)]);
     let block = block(&fields);
     frames.send(HEADERS, END_STREAM, 1, &block[..16_000]).unwrap();
     frames.send(CONTINUATION, END_HEADERS, 1, &block[16_000..]).unwrap();
+    assert_eq!(frames.outcome(1), Outcome::Answer(431));
+    task.hostward.line(|line| line["msg"] == "request too large" && line["reason"] == "head_too_large");
+    assert_eq!(task.hostward.request_line("/")["status"], 431);
+    // Beyond twice the limit nobody reads on.
+    let mut frames = Frames::connect(task.hostward.address, &[]);
+    frames.send(HEADERS, END_STREAM, 1, &head).unwrap();
+    for flags in [0, 0, END_HEADERS] {
+        frames.send(CONTINUATION, flags, 1, &one).unwrap();
+    }
     assert_eq!(frames.outcome(1), Outcome::Answer(431));
     // As many fields as HTTP/1.1 may not have either.
     let many = [&GOOD[..], &[("x-a", "b"); 101]].concat();

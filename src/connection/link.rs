@@ -103,7 +103,7 @@ impl Link {
                     self.flight.arrived(WaitingFor::Client);
                 }
                 let written = self.written.get() + outcome.as_ref().map_or(0, |count| *count);
-                self.earn((written / BYTES_PER_CREDIT) as u64);
+                self.earn(CREDIT_PER_WRITE + (written / BYTES_PER_CREDIT) as u64);
                 self.written.set(written % BYTES_PER_CREDIT);
             }
         }
@@ -167,5 +167,8 @@ const PREFACE: usize = 24;
 const MOST_CREDIT: u64 = 10_000;
 /// And what it may spend for ever: a hundred of them a second.
 const CREDIT_PER_SECOND: u64 = 1000;
+/// For the two window updates with which some clients answer every frame, however small. Less than a ping costs, so
+/// that our answers to pings don't pay for them.
+const CREDIT_PER_WRITE: u64 = 4;
 /// A client that reads has to say so, in window updates and in pings that measure the way.
 const BYTES_PER_CREDIT: usize = 1024;

@@ -131,6 +131,9 @@ impl Proxy {
     ) -> Result<Answer, Failure> {
         let (mut head, body) = inbound.into_parts();
         let inbound = Inbound::read(&head)?;
+        if head.version == Version::HTTP_2 && request::head_size(&head) > self.config.max_header_size {
+            return Err(Failure::HeadTooLarge);
+        }
         let verdict = self.judge(client, &inbound, &head)?;
         exchange.decision.set(verdict.decision());
         exchange.rule.set(verdict.rule());

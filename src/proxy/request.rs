@@ -156,6 +156,13 @@ pub fn rewrite(
     Ok(origin)
 }
 
+/// Bytes of an HTTP/2 head as HTTP/1.1 would write it, about: one setting bounds both.
+pub fn head_size(head: &Parts) -> usize {
+    let target = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    target + fields.sum::<usize>()
+}
+
 /// RFC 9113 §8.2.3: the lines of a `Cookie` that was split for HTTP/2 "MUST be concatenated into a single octet
 /// string using the two-octet delimiter of 0x3b, 0x20".
 fn join_cookies(headers: &mut HeaderMap) {
