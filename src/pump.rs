@@ -20,8 +20,8 @@ pub struct Pump<B> {
     held: Bytes,
     rest: Rest,
     blocked: bool,
-    /// Whether anything has been sent since it was last asked.
-    moved: bool,
+    /// Pieces of data that have been sent since that was last asked.
+    sent: usize,
 }
 
 /// What is still to come.
@@ -46,7 +46,7 @@ pub enum Stopped {
 impl<B: Body<Data = Bytes, Error = Failure> + Unpin> Pump<B> {
     /// Sends `body` on `stream`, whose head has been sent.
     pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, held: Bytes::new(), rest: Rest::More, blocked: false, moved: false }
+        Self { body, stream, held: Bytes::new(), rest: Rest::More, blocked: false, sent: 0 }
     }
 
     /// Whether the other side leaves no room for what is to be sent.
@@ -54,9 +54,9 @@ impl<B: Body<Data = Bytes, Error = Failure> + Unpin> Pump<B> {
         self.blocked
     }
 
-    /// Whether anything has been sent since the last call.
-    pub fn take_moved(&mut self) -> bool {
-        std::mem::take(&mut self.moved)
+    /// How many pieces of data have been sent since the last call.
+    pub fn take_sent(&mut self) -> usize {
+        std::mem::take(&mut self.sent)
     }
 
     /// Sends what there is room for. Ready when everything has been handed over, or nothing more can be.
@@ -131,7 +131,7 @@ impl<B: Body<Data = Bytes, Error = Failure> + Unpin> Pump<B> {
             }
         }
         self.blocked = false;
-        self.moved = true;
+        self.sent += 1;
         let now = self.held.split_to(room.min(self.held.len()));
         let end = self.rest == Rest::Held && self.held.is_empty();
         Poll::Ready(self.stream.send_data(now, end).map_err(|_| Stopped::Refused))

@@ -193,6 +193,34 @@ fn slow_readers_of_small_messages_do_not_end_the_others() {
 }
 
 #[test]
+fn a_client_that_acknowledges_every_small_message_is_no_flood() {
+    const MESSAGES: usize = 20_000;
+    let app = App::start(100, |mut talk| async move {
+        let mut stream = talk.begin(Response::new(()));
+        for _ in 0..MESSAGES {
+            stream.send_data(Bytes::from_static(b"ten bytes."), false).unwrap();
+        }
+        stream.send_data(Bytes::from_static(b"end"), true).unwrap();
+    });
+    let hostward = before(&app, &[]);
+    let mut frames = Frames::connect(hostward.address, &[]);
+    let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "www.example.com"), (":path", "/")];
+    frames.ask(1, END_STREAM, &pseudo);
+    let mut left = MESSAGES * 10 + 3;
+    while left > 0 {
+        let frame = frames.next().expect("the connection stays");
+        assert!(!matches!(frame.kind, RST_STREAM | GOAWAY), "{frame:?}");
+        if frame.kind == DATA {
+            left -= frame.payload.len();
+            let length = u32::try_from(frame.payload.len()).unwrap().to_be_bytes();
+            for stream in [0, 1] {
+                frames.send(WINDOW_UPDATE, 0, stream, &length).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
 fn many_requests_share_one_connection() {
     let together = Arc::new(Barrier::new(60));
     let app = App::start(100, move |mut talk| {

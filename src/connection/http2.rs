@@ -261,7 +261,9 @@ impl Session {
             if self.is_cut(&flight) || pump.poll(cx, fields::strip_response_trailers).is_ready() {
                 return Poll::Ready(());
             }
-            if pump.take_moved() || !pump.is_blocked() {
+            let sent = pump.take_sent();
+            self.link.sent(sent);
+            if sent > 0 || !pump.is_blocked() {
                 flight.arrived(WaitingFor::Client);
             }
             if pump.is_blocked() {

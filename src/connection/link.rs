@@ -27,6 +27,8 @@ pub(super) struct Link {
     meter: RefCell<Meter>,
     /// What the client's frames may still cost.
     credit: Cell<u64>,
+    /// Window updates that answer what was sent.
+    updates_due: Cell<u64>,
     /// Bytes written that have not become credit.
     written: Cell<usize>,
     refilled: Cell<Instant>,
@@ -44,6 +46,7 @@ impl Link {
             preface: Cell::new(PREFACE),
             meter: RefCell::default(),
             credit: Cell::new(MOST_CREDIT),
+            updates_due: Cell::new(0),
             written: Cell::new(0),
             refilled: Cell::new(Instant::now()),
             exhausted: Cell::new(false),
@@ -77,10 +80,18 @@ impl Link {
         self.credit.set((self.credit.get() + credit).min(MOST_CREDIT));
     }
 
+    /// Some clients answer every frame, however small, with two window updates.
+    pub(super) fn sent(&self, frames: usize) {
+        self.updates_due.set(self.updates_due.get() + 2 * frames as u64);
+    }
+
     fn watch(&self, bytes: &[u8]) {
         let preface = self.preface.get().min(bytes.len());
         self.preface.set(self.preface.get() - preface);
         let cost = self.meter.borrow_mut().feed(&bytes[preface..]);
+        let due = self.updates_due.get();
+        self.updates_due.set(due.saturating_sub(cost.updates));
+        let cost = cost.other + cost.updates.saturating_sub(due);
         if cost > self.credit.get() {
             // The clock is read only here: nearly every connection lives on what its answers earn.
             let passed = self.refilled.replace(Instant::now()).elapsed();
@@ -103,7 +114,8 @@ impl Link {
                     self.flight.arrived(WaitingFor::Client);
                 }
                 let written = self.written.get() + outcome.as_ref().map_or(0, |count| *count);
-                self.earn(CREDIT_PER_WRITE + (written / BYTES_PER_CREDIT) as u64);
+                self.earn((written / BYTES_PER_CREDIT) as u64);
+                self.updates_due.set(self.updates_due.get() + (written / BYTES_PER_CREDIT) as u64);
                 self.written.set(written % BYTES_PER_CREDIT);
             }
         }
@@ -167,8 +179,5 @@ const PREFACE: usize = 24;
 const MOST_CREDIT: u64 = 10_000;
 /// And what it may spend for ever: a hundred of them a second.
 const CREDIT_PER_SECOND: u64 = 1000;
-/// For the two window updates with which some clients answer every frame, however small. Less than a ping costs, so
-/// that our answers to pings don't pay for them.
-const CREDIT_PER_WRITE: u64 = 4;
-/// A client that reads has to say so, in window updates and in pings that measure the way.
+/// A client that reads has to say so, in pings that measure the way, and in window updates for large frames.
 const BYTES_PER_CREDIT: usize = 1024;

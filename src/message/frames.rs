@@ -13,10 +13,19 @@ pub struct Meter {
     in_head: bool,
 }
 
+/// What frames cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Window updates: they answer what was sent, one by one or not.
+    pub updates: u64,
+    /// Everything else.
+    pub other: u64,
+}
+
 impl Meter {
     /// Looks at new bytes and says what their frames cost.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> u64 {
-        let mut cost = 0;
+    pub fn feed(&mut self, mut bytes: &[u8]) -> Cost {
+        let mut cost = Cost::default();
         while !bytes.is_empty() {
             if self.left > 0 {
                 let some = self.left.min(bytes.len());
@@ -30,7 +39,7 @@ impl Meter {
             bytes = &bytes[some..];
             if self.come == HEADER {
                 self.come = 0;
-                cost += self.begin();
+                self.begin(&mut cost);
             }
         }
         cost
@@ -41,21 +50,24 @@ impl Meter {
         self.in_head || (self.left > 0 && matches!(self.header[3], HEADERS | CONTINUATION))
     }
 
-    fn begin(&mut self) -> u64 {
+    fn begin(&mut self, cost: &mut Cost) {
         let [a, b, c, kind, flags, ..] = self.header;
         self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-        match kind {
+        cost.other += match kind {
             DATA if self.left == 0 && flags & END_STREAM == 0 => COSTLY,
             DATA => 0,
             HEADERS | CONTINUATION => {
                 self.in_head = flags & END_HEADERS == 0;
                 u64::from(kind == CONTINUATION)
             }
-            WINDOW_UPDATE => 1,
+            WINDOW_UPDATE => {
+                cost.updates += 1;
+                0
+            }
             // The answer to a frame of ours.
             SETTINGS | PING if flags & ACK != 0 => 1,
             _ => COSTLY,
-        }
+        };
     }
 }
 
@@ -99,8 +111,9 @@ mod tests {
         .concat();
         for size in [1, 2, 7, 9, 10, bytes.len()] {
             let mut meter = Meter::default();
-            let cost: u64 = bytes.chunks(size).map(|chunk| meter.feed(chunk)).sum();
-            assert_eq!(cost, 4 * COSTLY + 2, "cut after {size}");
+            let costs = bytes.chunks(size).map(|chunk| meter.feed(chunk));
+            let (updates, other) = costs.fold((0, 0), |sum, cost| (sum.0 + cost.updates, sum.1 + cost.other));
+            assert_eq!((updates, other), (1, 4 * COSTLY + 1), "cut after {size}");
             assert!(!meter.is_in_head());
         }
     }
