@@ -1,7 +1,9 @@
 //! `Upgrade`: a WebSocket is tunnelled after a 101 that agrees; nothing else switches protocols.
 
+use std::io::Write;
 use std::sync::Mutex;
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use crate::support::Task;
@@ -88,6 +90,34 @@ fn a_websocket_is_tunnelled_both_ways_until_both_sides_end() {
         received.head
     );
     assert_eq!(task.hostward.request_line("/chat")["status"], 101);
+}
+
+#[test]
+fn bulk_and_small_messages_pass_in_order_both_ways_at_once() {
+    let task = Task::start(&[], websocket);
+    let mut client = task.client();
+    client.send(HANDSHAKE);
+    client.answer_head().expect(101);
+    read(&mut client, "hello");
+    let bulk: Vec<u8> = (0..24_u32 << 18).flat_map(u32::to_be_bytes).collect();
+    for round in 0..3 {
+        let mut sending = client.input.stream.tcp().try_clone().unwrap();
+        let sent = bulk.clone();
+        // Both directions are full meanwhile: nobody reads before everything is on its way.
+        let sender = thread::spawn(move || sending.write_all(&sent).unwrap());
+        let came = client.input.exactly(bulk.len()).unwrap_or_else(|broken| panic!("{round}: {broken}"));
+        assert!(came == bulk, "{round}: other bytes");
+        sender.join().unwrap();
+        client.send("small");
+        read(&mut client, "small");
+    }
+    client.send(&bulk[..1 << 20]);
+    client.half_close();
+    let rest = client.rest();
+    assert!(rest[..1 << 20] == bulk[..1 << 20] && rest[1 << 20..] == *b"bye", "{} bytes", rest.len());
+    let line = task.hostward.request_line("/chat");
+    let bytes = 3 * (bulk.len() + 5) + (1 << 20);
+    assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&bytes.into(), &(bytes + 8).into()));
 }
 
 #[test]

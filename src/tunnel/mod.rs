@@ -1,5 +1,7 @@
 //! After a 101: bytes both ways until both sides have closed, or nobody has said anything for too long.
 
+mod splice;
+
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
@@ -13,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::exchange::Exchange;
 use crate::flight::WaitingFor;
 use crate::socket::Socket;
+use crate::tunnel::splice::{Moved, Pipe};
 use crate::wire::Wire;
 
 /// A tunnel between a client and the app.
@@ -28,6 +31,8 @@ pub struct Tunnel {
 #[derive(Debug)]
 struct Half {
     buffer: BytesMut,
+    /// While there is much to move.
+    pipe: Option<Pipe>,
     moved: u64,
     state: HalfState,
 }
@@ -80,7 +85,7 @@ impl Tunnel {
 
 impl Half {
     fn new(buffer: BytesMut) -> Self {
-        Self { buffer, moved: 0, state: HalfState::Open }
+        Self { buffer, pipe: None, moved: 0, state: HalfState::Open }
     }
 
     fn poll(&mut self, from: &mut Socket, to: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -90,6 +95,18 @@ impl Half {
                 let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer))?;
                 self.buffer.advance(written);
                 self.moved += written as u64;
+            }
+            if let Some(pipe) = &mut self.pipe {
+                while pipe.inside() > 0 {
+                    self.moved += ready!(pipe.poll_write(to, cx))? as u64;
+                }
+                match pipe.read(from)? {
+                    Moved::Some => continue,
+                    Moved::End => self.state = HalfState::Ended,
+                    // The next read is a small one, perhaps.
+                    Moved::Nothing => {}
+                }
+                self.pipe = None;
             }
             // Before waiting for more: TLS holds back what the socket did not take.
             ready!(Pin::new(&mut *to).poll_flush(cx))?;
@@ -115,6 +132,9 @@ impl Half {
                     };
                     self.moved += written as u64;
                     self.buffer = BytesMut::from(&bytes[written..]);
+                    if bytes.len() == READ {
+                        self.pipe = Pipe::between(from, to);
+                    }
                     Poll::Ready(io::Result::Ok(()))
                 }),
             };
