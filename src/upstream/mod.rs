@@ -1,56 +1,43 @@
-//! Towards the app: a worker's connections, and the sending of one request over one of them.
-//!
-//! A connection has no task of its own. Whoever sends a request over it polls it, inline, until the
-//! response's body has ended; idle ones are polled once when they are taken out of the pool, which is
-//! enough to notice that the app has closed them.
+//! Towards the app: what one request is sent over, whichever protocol the app speaks.
 
 pub mod connect;
 pub mod h2c;
+mod http1;
 mod stream;
 pub mod uwsgi;
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::body::RequestBody;
 use crate::config::Protocol;
 use crate::error::Failure;
-use crate::flight::{Flight, WaitingFor};
+use crate::flight::Flight;
 use crate::message::uwsgi::Packet;
 use crate::socket::Socket;
 use crate::upstream::connect::Connector;
-use crate::upstream::stream::{Stream, StreamIo};
 
 /// The app, as one worker sees it.
 #[derive(Debug)]
 pub struct Upstream {
-    connector: Connector,
-    /// For an app that speaks HTTP/2. The rest is about HTTP/1.1.
-    h2c: Option<Rc<h2c::Pool>>,
+    pool: Pool,
     idle_timeout: Duration,
-    /// The most recently used last: it is the one least likely to be closed by the app.
-    idle: RefCell<VecDeque<(Instant, Box<Connection>)>>,
     limit: Option<Arc<Limit>>,
-    /// Requests of this worker that wait for a connection; woken when one becomes idle.
-    freed: Notify,
-    waiting: Cell<usize>,
-    /// Whether the app has been seen to answer twice on one connection, and not to close one right after its
-    /// answer (as uWSGI's `http-socket` does, without a word).
-    keeps_alive: Cell<bool>,
+}
+
+#[derive(Debug)]
+enum Pool {
+    Http1(Rc<http1::Pool>),
+    H2c(Rc<h2c::Pool>),
 }
 
 /// `UPSTREAM_MAX_CONNECTIONS`, for all workers together.
@@ -60,23 +47,13 @@ pub struct Limit {
     waiting: AtomicUsize,
 }
 
-/// A connection to the app. At most one request is under way on it.
-#[derive(Debug)]
-pub struct Connection {
-    sender: http1::SendRequest<RequestBody>,
-    driver: http1::Connection<TokioIo<StreamIo>, RequestBody>,
-    stream: Rc<Stream>,
-    reused: bool,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
 /// What one request is sent over.
 #[derive(Debug)]
 pub struct Lease(Inner);
 
 #[derive(Debug)]
 enum Inner {
-    Http1(Box<Connection>),
+    Http1(Box<http1::Connection>),
     H2c(h2c::Lease),
 }
 
@@ -86,17 +63,8 @@ pub struct Relay(Source);
 
 #[derive(Debug)]
 enum Source {
-    Http1(Http1Relay),
+    Http1(http1::Relay),
     H2c(Box<h2c::Relay>),
-}
-
-/// A response whose body still comes out of its connection.
-#[derive(Debug)]
-struct Http1Relay {
-    incoming: Incoming,
-    /// `None` once the connection is back in the pool, or closed.
-    connection: Option<Box<Connection>>,
-    upstream: Rc<Upstream>,
 }
 
 /// What the app's answer to a request is.
@@ -124,16 +92,11 @@ impl Upstream {
         idle_timeout: Duration,
         limit: Option<Arc<Limit>>,
     ) -> Rc<Self> {
-        Rc::new(Self {
-            h2c: (protocol == Protocol::H2c).then(|| h2c::Pool::new(connector.clone())),
-            connector,
-            idle_timeout,
-            idle: RefCell::default(),
-            limit,
-            freed: Notify::new(),
-            waiting: Cell::new(0),
-            keeps_alive: Cell::new(false),
-        })
+        let pool = match protocol {
+            Protocol::Http | Protocol::Uwsgi => Pool::Http1(http1::Pool::new(connector, idle_timeout, limit.clone())),
+            Protocol::H2c => Pool::H2c(h2c::Pool::new(connector)),
+        };
+        Rc::new(Self { pool, idle_timeout, limit })
     }
 
     /// A connection that is ready for a request: an idle one, or a new one. A request that is not idempotent
@@ -143,43 +106,22 @@ impl Upstream {
     ///
     /// Why there is none. The wait for one of a limited number ends when `queue_timeout` has passed.
     pub async fn connection(&self, idempotent: bool, queue_timeout: Duration) -> Result<Lease, Failure> {
-        let Some(pool) = &self.h2c else {
-            return self
-                .connection_http1(idempotent, queue_timeout)
-                .await
-                .map(|connection| Lease(Inner::Http1(connection)));
-        };
-        // A connection is no measure here: what is limited is requests.
-        let permit = match &self.limit {
-            None => None,
-            Some(limit) => {
-                let permit = Arc::clone(&limit.connections).acquire_owned();
-                tokio::time::timeout(queue_timeout, permit).await.map_err(|_| Failure::LimitReached)?.ok()
+        match &self.pool {
+            Pool::Http1(pool) => {
+                pool.connection(idempotent, queue_timeout).await.map(|connection| Lease(Inner::Http1(connection)))
             }
-        };
-        pool.lease(permit).await.map(|lease| Lease(Inner::H2c(lease)))
-    }
-
-    async fn connection_http1(&self, idempotent: bool, queue_timeout: Duration) -> Result<Box<Connection>, Failure> {
-        if let Some(connection) = self.take_idle(idempotent) {
-            return Ok(connection);
+            Pool::H2c(pool) => {
+                // A connection is no measure here: what is limited is requests.
+                let permit = match &self.limit {
+                    None => None,
+                    Some(limit) => {
+                        let permit = Arc::clone(&limit.connections).acquire_owned();
+                        tokio::time::timeout(queue_timeout, permit).await.map_err(|_| Failure::LimitReached)?.ok()
+                    }
+                };
+                pool.lease(permit).await.map(|lease| Lease(Inner::H2c(lease)))
+            }
         }
-        let permit = match &self.limit {
-            None => None,
-            Some(limit) => match tokio::time::timeout(queue_timeout, self.queue(limit, idempotent)).await {
-                Err(_) => return Err(Failure::LimitReached),
-                Ok(Turn::Idle(connection)) => return Ok(connection),
-                Ok(Turn::New(permit)) => permit,
-            },
-        };
-        let (socket, address) = self.connector.connect().await?;
-        let stream = Stream::new(socket, address, self.connector.timeout());
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(StreamIo(Rc::clone(&stream))))
-            .await
-            .map_err(|_| Failure::Internal)?;
-        Ok(Box::new(Connection { sender, driver, stream, reused: false, _permit: permit }))
     }
 
     /// Sends a request and returns the app's final response.
@@ -188,174 +130,39 @@ impl Upstream {
     ///
     /// Whose fault it was that there is none: the client's, when its body broke off, else the app's.
     pub async fn send(
-        self: &Rc<Self>,
+        &self,
         lease: Lease,
         request: Request<RequestBody>,
         flight: &Rc<Flight>,
         takes_interim: bool,
     ) -> Result<Answer, Failure> {
-        match (lease.0, &self.h2c) {
-            (Inner::Http1(connection), _) => self.send_http1(connection, request, flight, takes_interim).await,
-            (Inner::H2c(lease), Some(pool)) => {
+        match (lease.0, &self.pool) {
+            (Inner::Http1(connection), Pool::Http1(pool)) => {
+                pool.send(connection, request, flight, takes_interim).await
+            }
+            (Inner::H2c(lease), Pool::H2c(pool)) => {
                 // Boxed, so that an exchange of HTTP/1.1 doesn't carry its room.
                 let response = Box::pin(pool.send(lease, request, flight, takes_interim)).await?;
                 Ok(Answer::Response(response.map(|relay| Relay(Source::H2c(Box::new(relay))))))
             }
-            (Inner::H2c(_), None) => Err(Failure::Internal),
+            (Inner::Http1(_), Pool::H2c(_)) | (Inner::H2c(_), Pool::Http1(_)) => Err(Failure::Internal),
         }
-    }
-
-    async fn send_http1(
-        self: &Rc<Self>,
-        mut connection: Box<Connection>,
-        request: Request<RequestBody>,
-        flight: &Rc<Flight>,
-        takes_interim: bool,
-    ) -> Result<Answer, Failure> {
-        let idempotent = request.method().is_idempotent();
-        let interim_to = takes_interim.then(|| Rc::clone(flight));
-        connection.stream.begin(connection.reused, idempotent, interim_to);
-        let response = {
-            let mut response = pin!(connection.sender.try_send_request(request));
-            let driver = &mut connection.driver;
-            let mut closed = false;
-            std::future::poll_fn(|cx| {
-                // The response comes out of nothing but the driver's poll, so its own waker has nobody to wake.
-                let mut idle = Context::from_waker(Waker::noop());
-                closed = closed || driver.poll_without_shutdown(&mut idle).is_ready();
-                if let Poll::Ready(response) = response.as_mut().poll(&mut idle) {
-                    return Poll::Ready(response.map_err(|error| why(error.error())));
-                }
-                if closed || driver.poll_without_shutdown(cx).is_ready() {
-                    closed = true;
-                    return response.as_mut().poll(&mut idle).map_err(|error| why(error.error()));
-                }
-                match flight.overdue() {
-                    Some(WaitingFor::Body) => Poll::Ready(Err(Failure::BodyTimeout)),
-                    Some(WaitingFor::App) => Poll::Ready(Err(Failure::ResponseTimeout)),
-                    _ => Poll::Pending,
-                }
-            })
-            .await?
-        };
-        if connection.reused {
-            self.keeps_alive.set(!connection.stream.was_repeated());
-        }
-        if connection.stream.was_repeated() {
-            tracing::debug!(
-                hint = "HOSTWARD_UPSTREAM_IDLE_TIMEOUT may be above the app's own keep-alive",
-                "app closed idle connection"
-            );
-        }
-        if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            return connection.switch(response);
-        }
-        let upstream = Rc::clone(self);
-        let relay = |incoming| Relay(Source::Http1(Http1Relay { incoming, connection: Some(connection), upstream }));
-        Ok(Answer::Response(response.map(relay)))
     }
 
     /// Closes idle connections whose time has come.
     pub fn expire(&self, now: Instant) {
-        if let Some(pool) = &self.h2c {
-            pool.expire(now, self.idle_timeout);
-        }
-        let mut idle = self.idle.borrow_mut();
-        while idle.front().is_some_and(|(since, _)| now.duration_since(*since) >= self.idle_timeout) {
-            idle.pop_front();
-        }
-        // Another worker's request waits for what is idle here.
-        if self.limit.as_ref().is_some_and(|limit| limit.waiting.load(Ordering::Relaxed) > 0) {
-            idle.pop_front();
+        match &self.pool {
+            Pool::Http1(pool) => pool.expire(now),
+            Pool::H2c(pool) => pool.expire(now, self.idle_timeout),
         }
     }
 
     /// How many connections are idle, or may come to be without a word.
     pub fn idle(&self) -> usize {
-        self.idle.borrow().len() + self.h2c.as_ref().map_or(0, |pool| pool.len())
-    }
-
-    fn take_idle(&self, idempotent: bool) -> Option<Box<Connection>> {
-        loop {
-            let (since, mut connection) = if idempotent || self.keeps_alive.get() {
-                self.idle.borrow_mut().pop_back()?
-            } else {
-                // The oldest: if the app closed connections after its answers, this one would be closed.
-                let mut idle = self.idle.borrow_mut();
-                if idle.front().is_none_or(|(since, _)| since.elapsed() < CLOSING_TIME) {
-                    return None;
-                }
-                idle.pop_front()?
-            };
-            let idle_for = since.elapsed();
-            if idle_for < self.idle_timeout && connection.is_alive() {
-                return Some(connection);
-            }
-            if idle_for < CLOSING_TIME {
-                self.keeps_alive.set(false);
-            }
+        match &self.pool {
+            Pool::Http1(pool) => pool.len(),
+            Pool::H2c(pool) => pool.len(),
         }
-    }
-
-    /// Waits for one of the limited connections: one that this worker has to spare, or the right to a new one.
-    async fn queue(&self, limit: &Limit, idempotent: bool) -> Turn {
-        if let Ok(permit) = Arc::clone(&limit.connections).try_acquire_owned() {
-            return Turn::New(Some(permit));
-        }
-        let _waiting = Waiting::new(&self.waiting, &limit.waiting);
-        // An idle one that this request can't have gives its place away.
-        self.idle.borrow_mut().pop_front();
-        loop {
-            tokio::select! {
-                // The semaphore is never closed.
-                permit = Arc::clone(&limit.connections).acquire_owned() => return Turn::New(permit.ok()),
-                () = self.freed.notified() => {
-                    if let Some(connection) = self.take_idle(idempotent) {
-                        return Turn::Idle(connection);
-                    }
-                    self.idle.borrow_mut().pop_front();
-                }
-            }
-        }
-    }
-
-    /// Takes a connection back after its response.
-    fn put_back(&self, mut connection: Box<Connection>) {
-        connection.stream.end();
-        connection.reused = true;
-        if self.idle_timeout.is_zero() {
-            return;
-        }
-        if self.waiting.get() > 0 {
-            self.idle.borrow_mut().push_back((Instant::now(), connection));
-            self.freed.notify_one();
-        } else if self.limit.as_ref().is_none_or(|limit| limit.waiting.load(Ordering::Relaxed) == 0) {
-            self.idle.borrow_mut().push_back((Instant::now(), connection));
-        }
-        // Else another worker waits for the right to connect: closing this one gives it away.
-    }
-}
-
-enum Turn {
-    Idle(Box<Connection>),
-    New(Option<OwnedSemaphorePermit>),
-}
-
-/// Counts a waiting request, in its worker and in all, as long as it waits.
-struct Waiting<'a>(&'a Cell<usize>, &'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(here: &'a Cell<usize>, everywhere: &'a AtomicUsize) -> Self {
-        here.set(here.get() + 1);
-        everywhere.fetch_add(1, Ordering::Relaxed);
-        Self(here, everywhere)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-        self.1.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -364,55 +171,18 @@ impl Lease {
     /// used for one request, as uWSGI wants it.
     pub fn send_instead(&self, packet: Packet) {
         if let Inner::Http1(connection) = &self.0 {
-            connection.stream.send_instead(packet);
+            connection.send_instead(packet);
         }
     }
-}
-
-impl Connection {
-    /// Whether the app has left an idle connection open.
-    fn is_alive(&mut self) -> bool {
-        let mut idle = Context::from_waker(Waker::noop());
-        self.driver.poll_without_shutdown(&mut idle).is_pending() && self.sender.is_ready()
-    }
-
-    fn switch(self: Box<Self>, response: Response<Incoming>) -> Result<Answer, Failure> {
-        let Self { driver, stream, sender, .. } = *self;
-        drop(sender);
-        let parts = driver.into_parts();
-        drop(parts.io);
-        let socket = stream.into_socket().ok_or(Failure::Internal)?;
-        Ok(Answer::Switched(response.map(drop), Box::new(socket), parts.read_buf.into()))
-    }
-}
-
-/// What went wrong, from hyper's error.
-fn why(error: &hyper::Error) -> Failure {
-    let cause = std::error::Error::source(error);
-    if let Some(failure) = cause.and_then(|cause| cause.downcast_ref::<Failure>()) {
-        return *failure;
-    }
-    if let Some(error) = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>()) {
-        // Only the second attempt connects in here.
-        match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => return Failure::ConnectionRefused,
-            std::io::ErrorKind::TimedOut => return Failure::ConnectTimeout,
-            // `stream` has found it in the answer.
-            std::io::ErrorKind::InvalidData => return Failure::ResponseMalformed,
-            _ => {}
-        }
-    }
-    if error.is_parse() { Failure::ResponseMalformed } else { Failure::ConnectionTerminated }
 }
 
 impl Relay {
     /// Whether to read from the app in small pieces from now on, because memory is short.
     pub fn read_little(&self, little: bool) {
-        // HTTP/2 has a window for each stream instead.
-        if let Source::Http1(relay) = &self.0
-            && let Some(connection) = &relay.connection
-        {
-            connection.stream.read_little(little);
+        match &self.0 {
+            Source::Http1(relay) => relay.read_little(little),
+            // HTTP/2 has a window for each stream instead.
+            Source::H2c(_) => {}
         }
     }
 }
@@ -442,87 +212,3 @@ impl Body for Relay {
         }
     }
 }
-
-impl Http1Relay {
-    /// The connection has done its work: back to the pool, if it can be used again.
-    fn finish(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            // Drives what is left: the end of the request, the state's way back to idle.
-            if !connection.stream.is_uwsgi() && connection.is_alive() {
-                self.upstream.put_back(connection);
-            }
-        }
-    }
-}
-
-impl Body for Http1Relay {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let mut idle = Context::from_waker(Waker::noop());
-        // First without a waker, for what is there; only when nothing is, with the task's own. So no wake-up
-        // comes from a poll of ours, and each one that comes is the socket's.
-        for waker in [false, true] {
-            let mut frame = Pin::new(&mut self.incoming).poll_frame(&mut idle);
-            let mut closed = false;
-            if frame.is_pending() {
-                if let Some(connection) = &mut self.connection {
-                    let cx = if waker { &mut *cx } else { &mut idle };
-                    closed = connection.driver.poll_without_shutdown(cx).is_ready();
-                }
-                frame = Pin::new(&mut self.incoming).poll_frame(&mut Context::from_waker(Waker::noop()));
-            }
-            match frame {
-                Poll::Ready(Some(Ok(frame))) => {
-                    if closed {
-                        self.connection = None;
-                    } else if self.incoming.is_end_stream() {
-                        self.finish();
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Poll::Ready(Some(Err(_))) => {
-                    self.connection = None;
-                    return Poll::Ready(Some(Err(Failure::ConnectionTerminated)));
-                }
-                Poll::Ready(None) => {
-                    if closed {
-                        self.connection = None;
-                    } else {
-                        self.finish();
-                    }
-                    return Poll::Ready(None);
-                }
-                Poll::Pending if closed => {
-                    self.connection = None;
-                    return Poll::Ready(Some(Err(Failure::ConnectionTerminated)));
-                }
-                Poll::Pending => {}
-            }
-        }
-        Poll::Pending
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
-impl Drop for Http1Relay {
-    fn drop(&mut self) {
-        // A response without a body is never polled. What is unread keeps the connection out of the pool.
-        if self.incoming.is_end_stream() {
-            self.finish();
-        }
-    }
-}
-
-/// An app that closes its connections after each answer has done so by then.
-const CLOSING_TIME: Duration = Duration::from_millis(20);
-/// Bytes that hyper may hold for one direction of one connection; also the bound on a response head.
-const BUFFER: usize = 64 * 1024;
