@@ -202,9 +202,13 @@ impl Flight {
         self.blocked.get()
     }
 
-    /// Whether what was held back can be had now.
+    /// Whether what was held back can be had now. Says so once.
     pub fn is_to_be_asked_again(&self) -> bool {
-        self.held_back.get() && !self.blocked.get() && self.unwritten.get() == 0
+        let again = self.held_back.get() && !self.blocked.get() && self.unwritten.get() == 0;
+        if again {
+            self.held_back.set(false);
+        }
+        again
     }
 
     /// Queues an interim response, unless the client leaves too many lying: they are hints, and may be lost.
