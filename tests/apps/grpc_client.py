@@ -56,8 +56,8 @@ def talk():
 
 def deadline():
     began = time.monotonic()
-    what = failure(lambda: channel.unary_unary("/test.Test/Hang")(b"", timeout=0.5))
-    return [what[0], time.monotonic() - began < 3]
+    what = failure(lambda: channel.unary_unary("/test.Test/Hang")(b"", timeout=2))
+    return [what[0], time.monotonic() - began < 10]
 
 
 def cancel():
