@@ -2,6 +2,7 @@
 
 mod files;
 mod handshake;
+mod lying;
 
 use std::io::ErrorKind;
 use std::net::Shutdown;

@@ -166,7 +166,7 @@ impl Session {
                 _ => {}
             }
         }
-        if self.link.is_write_blocked() || life == Life::Ended {
+        if self.link.is_blocked() || life == Life::Ended {
             return Next::Wait;
         }
         if self.link.is_in_head() {
@@ -199,6 +199,7 @@ impl Session {
     /// Ends the connection, and says why.
     fn end(&self, connection: &mut Connection<LinkIo, Bytes>, reason: Reason) -> Next {
         connection.abrupt_shutdown(reason);
+        self.link.hurry(LINGER);
         self.life.set(Life::Ended);
         self.link.flight.progress(WaitingFor::Request, LINGER);
         Next::Again

@@ -33,8 +33,8 @@ pub(super) struct Link {
     written: Cell<usize>,
     refilled: Cell<Instant>,
     exhausted: Cell<bool>,
-    write_blocked: Cell<bool>,
-    write_timeout: Duration,
+    blocked: Cell<bool>,
+    write_timeout: Cell<Duration>,
 }
 
 impl Link {
@@ -50,8 +50,8 @@ impl Link {
             written: Cell::new(0),
             refilled: Cell::new(Instant::now()),
             exhausted: Cell::new(false),
-            write_blocked: Cell::new(false),
-            write_timeout,
+            blocked: Cell::new(false),
+            write_timeout: Cell::new(write_timeout),
         })
     }
 
@@ -61,8 +61,13 @@ impl Link {
     }
 
     /// Whether the client leaves what was written lying.
-    pub(super) fn is_write_blocked(&self) -> bool {
-        self.write_blocked.get()
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.get()
+    }
+
+    /// From now on a client that leaves lying what was written has only so long.
+    pub(super) fn hurry(&self, write_timeout: Duration) {
+        self.write_timeout.set(write_timeout);
     }
 
     /// Whether a request head is on its way.
@@ -104,22 +109,25 @@ impl Link {
     }
 
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match &written {
-            Poll::Pending => {
-                self.write_blocked.set(true);
-                self.flight.wait(WaitingFor::Client, self.write_timeout);
-            }
-            Poll::Ready(outcome) => {
-                if self.write_blocked.replace(false) {
-                    self.flight.arrived(WaitingFor::Client);
-                }
-                let written = self.written.get() + outcome.as_ref().map_or(0, |count| *count);
-                self.earn((written / BYTES_PER_CREDIT) as u64);
-                self.updates_due.set(self.updates_due.get() + (written / BYTES_PER_CREDIT) as u64);
-                self.written.set(written % BYTES_PER_CREDIT);
-            }
+        if let Poll::Ready(outcome) = &written {
+            let written = self.written.get() + outcome.as_ref().map_or(0, |count| *count);
+            self.earn((written / BYTES_PER_CREDIT) as u64);
+            self.updates_due.set(self.updates_due.get() + (written / BYTES_PER_CREDIT) as u64);
+            self.written.set(written % BYTES_PER_CREDIT);
         }
-        written
+        self.tried(written)
+    }
+
+    /// Accounts for one attempt of `h2`'s to write, flush or shut down. All three: TLS takes what the client has not,
+    /// so that with the end of an answer only the flush still waits.
+    fn tried<T>(&self, outcome: Poll<T>) -> Poll<T> {
+        if outcome.is_pending() {
+            self.blocked.set(true);
+            self.flight.wait(WaitingFor::Client, self.write_timeout.get());
+        } else if self.blocked.replace(false) {
+            self.flight.arrived(WaitingFor::Client);
+        }
+        outcome
     }
 }
 
@@ -165,11 +173,13 @@ impl AsyncWrite for LinkIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.socket()).poll_flush(cx)
+        let flushed = Pin::new(&mut *self.0.socket()).poll_flush(cx);
+        self.0.tried(flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.socket()).poll_shutdown(cx)
+        let shut_down = Pin::new(&mut *self.0.socket()).poll_shutdown(cx);
+        self.0.tried(shut_down)
     }
 }
 

@@ -24,8 +24,8 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// A client's connection.
-pub struct Frames {
-    pub stream: TcpStream,
+pub struct Frames<S = TcpStream> {
+    pub stream: S,
 }
 
 /// A frame that has come.
@@ -62,7 +62,15 @@ impl Frames {
 
     /// A connection that has begun as every one does, with these settings.
     pub fn connect(address: SocketAddr, settings: &[u8]) -> Self {
-        let mut frames = Self::silent(address);
+        let Self { stream } = Self::silent(address);
+        Self::over(stream, settings)
+    }
+}
+
+impl<S: Read + Write> Frames<S> {
+    /// Begins as every connection does, on this one.
+    pub fn over(stream: S, settings: &[u8]) -> Self {
+        let mut frames = Self { stream };
         frames.stream.write_all(PREFACE).unwrap();
         frames.send(SETTINGS, 0, 0, settings).unwrap();
         frames
