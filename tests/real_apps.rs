@@ -6,6 +6,7 @@ mod grpc;
 mod starlette;
 mod uploads;
 mod uwsgi;
+mod websocket;
 
 use serde_json::Value;
 
@@ -16,6 +17,9 @@ use crate::support::wire::{Answer, ask};
 
 /// The task's address when a metadata endpoint says so. No interface of this machine has it.
 const TASK: &str = "10.0.2.100";
+
+/// Encryption as far as the task, with nothing else to set.
+const SELF_SIGNED: (&str, &str) = ("HOSTWARD_TLS", "self-signed");
 
 /// hostward as its users set it up: who may enter, and where the app is.
 fn before(site: &Site, more: &[(&str, &str)]) -> Hostward {

@@ -12,6 +12,9 @@ from witness import Asgi
 
 EVENTS = 3
 
+# Code and reason of every close that a WebSocket's client sent.
+closes = []
+
 # Counts how many more events may be sent: every POST to /events/next lets one through.
 gate = asyncio.Semaphore(0)
 
@@ -21,15 +24,24 @@ async def home(request):
 
 
 async def echo(websocket):
+    """Echoes until the client closes, or asks to be closed."""
     await websocket.accept()
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
+            closes.append([message["code"], message.get("reason")])
+            return
+        if message.get("text") == "close me":
+            await websocket.close(4002, "as you wish")
             return
         if message.get("text") is not None:
             await websocket.send_text(message["text"])
         else:
             await websocket.send_bytes(message["bytes"])
+
+
+async def closed(request):
+    return JSONResponse(closes)
 
 
 async def events(request):
@@ -54,6 +66,7 @@ application = Asgi(
             Route("/events", events),
             Route("/events/next", next_event, methods=["POST"]),
             WebSocketRoute("/echo", echo),
+            Route("/closes", closed),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["www.example.com"], www_redirect=False)],
     )

@@ -1,9 +1,7 @@
-//! Starlette's `TrustedHostMiddleware` under uvicorn: pages, a WebSocket, server-sent events.
-
-use serde_json::{Value, json};
+//! Starlette's `TrustedHostMiddleware` under uvicorn: pages, server-sent events.
 
 use super::{a_stranger_gets_nowhere, an_allowed_host_arrives_as_it_is, before, get, only_hostward_gets_a_probe_in};
-use crate::support::python::{Request, Server, Site, run_program};
+use crate::support::python::{Server, Site};
 use crate::support::wire::{Client, ask, text};
 
 #[test]
@@ -26,30 +24,6 @@ fn no_stranger_reaches_uvicorn() {
 }
 
 #[test]
-fn a_websocket_works_through_hostward() {
-    let Some(site) = Site::start(Server::Uvicorn, &[]) else { return };
-    let hostward = before(&site, &[]);
-    let talk = open_websocket(hostward.address.port(), "www.example.com:8443");
-    assert_eq!(talk, json!({ "echoed": [true, true, true, true], "pong": true, "close_code": 1000 }));
-    let requests = site.requests();
-    assert_eq!(requests.len(), 1);
-    assert_eq!(requests[0].what(), "WEBSOCKET /echo");
-    assert_eq!(requests[0].field("host"), ["www.example.com:8443"]);
-}
-
-#[test]
-fn a_strangers_websocket_is_refused_by_hostward() {
-    let Some(site) = Site::start(Server::Uvicorn, &[]) else { return };
-    assert_eq!(open_websocket(site.address.port(), "evil.example"), json!({ "refused": 400 }));
-    assert_eq!(site.requests().len(), 1);
-    let hostward = before(&site, &[]);
-    assert_eq!(open_websocket(hostward.address.port(), "evil.example"), json!({ "refused": 421 }));
-    ask(hostward.address, get("/", &["Host: www.example.com"])).expect(200);
-    let paths: Vec<_> = site.requests().iter().map(Request::what).collect();
-    assert_eq!(paths, ["WEBSOCKET /echo", "GET /"]);
-}
-
-#[test]
 fn server_sent_events_arrive_while_the_stream_is_open() {
     let Some(site) = Site::start(Server::Uvicorn, &[]) else { return };
     let hostward = before(&site, &[]);
@@ -67,10 +41,4 @@ fn server_sent_events_arrive_while_the_stream_is_open() {
         assert_eq!(next_event(), Some(format!("data: {number}\n\n")));
     }
     assert_eq!(next_event(), None);
-}
-
-/// Opens a WebSocket with the `websockets` package and says what came of it.
-fn open_websocket(port: u16, host: &str) -> Value {
-    let said = run_program(&["websocket_client.py", &port.to_string(), &format!("ws://{host}/echo")]);
-    serde_json::from_str(&said).expect("JSON")
 }

@@ -51,6 +51,8 @@ pub enum Server {
     UwsgiTcpOfDefaults,
     /// Starlette under uvicorn.
     Uvicorn,
+    /// The same, at a path.
+    UvicornUnix,
     /// A gRPC service on grpcio's own server.
     Grpc,
 }
@@ -174,7 +176,9 @@ impl Server {
         match self {
             Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiUnix | Self::UwsgiAbstract | Self::UwsgiTcpOfDefaults => &UWSGI,
             Self::Grpc => &GRPC,
-            Self::GunicornSync | Self::GunicornThreads | Self::GunicornUnix | Self::Uvicorn => &MOST,
+            Self::GunicornSync | Self::GunicornThreads | Self::GunicornUnix | Self::Uvicorn | Self::UvicornUnix => {
+                &MOST
+            }
         }
     }
 
@@ -195,6 +199,11 @@ impl Server {
             command.args(["--pythonpath", APPS, "--die-on-term", "--virtualenv"]).arg(environment);
             command
         };
+        let uvicorn = |socket: &[&str]| {
+            let mut command = program("uvicorn");
+            command.args(socket).args(["--app-dir", APPS, "starlette_site:application"]);
+            command
+        };
         match self {
             Self::GunicornSync => gunicorn("127.0.0.1:0", &[]),
             Self::GunicornThreads => gunicorn("127.0.0.1:0", &["--worker-class", "gthread", "--threads", "4"]),
@@ -209,11 +218,8 @@ impl Server {
                 command.arg("grpc_site.py");
                 command
             }
-            Self::Uvicorn => {
-                let mut command = program("uvicorn");
-                command.args(["--port", "0", "--app-dir", APPS, "starlette_site:application"]);
-                command
-            }
+            Self::Uvicorn => uvicorn(&["--port", "0"]),
+            Self::UvicornUnix => uvicorn(&["--uds", path]),
         }
     }
 
@@ -222,7 +228,7 @@ impl Server {
         match self {
             Self::GunicornSync | Self::GunicornThreads | Self::Uwsgi | Self::Uvicorn => format!("http://{address}"),
             Self::Grpc => format!("h2c://{address}"),
-            Self::GunicornUnix => format!("http+unix:{}", path.display()),
+            Self::GunicornUnix | Self::UvicornUnix => format!("http+unix:{}", path.display()),
             Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => format!("uwsgi://{address}"),
             Self::UwsgiAbstract => format!("uwsgi+unix:@{}", path.display()),
             Self::UwsgiUnix => format!("uwsgi+unix:{}", path.display()),
@@ -234,6 +240,7 @@ impl Server {
     fn port(self, line: &str) -> Option<u16> {
         let before = match self {
             Self::GunicornUnix => return line.contains("Listening at: unix:").then_some(0),
+            Self::UvicornUnix => return line.contains("running on unix socket").then_some(0),
             Self::UwsgiUnix | Self::UwsgiAbstract => return line.contains("bound to UNIX address").then_some(0),
             Self::GunicornSync | Self::GunicornThreads => "Listening at: http://127.0.0.1:",
             Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => "bound to TCP address 127.0.0.1:",
