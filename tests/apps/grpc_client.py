@@ -1,4 +1,7 @@
-"""A gRPC client: `grpc_client.py address authority`. Makes every kind of call and prints what came of it, as JSON."""
+"""A gRPC client: `grpc_client.py address authority [root]`. Makes every kind of call and prints what came of it, as JSON.
+
+With `root`, a file of PEM, over TLS: it is the only certificate that is believed, and has to name the authority.
+"""
 
 import json
 import queue
@@ -7,8 +10,13 @@ import time
 
 import grpc
 
-address, authority = sys.argv[1:]
-channel = grpc.insecure_channel(address, options=(("grpc.default_authority", authority),))
+address, authority, *root = sys.argv[1:]
+if root:
+    with open(root[0], "rb") as file:
+        credentials = grpc.ssl_channel_credentials(file.read())
+    channel = grpc.secure_channel(address, credentials, options=(("grpc.ssl_target_name_override", authority),))
+else:
+    channel = grpc.insecure_channel(address, options=(("grpc.default_authority", authority),))
 DEADLINE = 20
 
 
