@@ -3,6 +3,7 @@
 
 mod django;
 mod grpc;
+mod httpx;
 mod starlette;
 mod uploads;
 mod uwsgi;
