@@ -2,7 +2,6 @@
 //! and bounds on what a client may cost. Contract 1, 3 and 4.
 
 use std::io::Write;
-use std::net::TcpStream;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc;
@@ -19,6 +18,7 @@ use crate::support::frames::{
     PREFACE, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame,
 };
 use crate::support::http2::{ask, ask_once, body, connect, get, run, until};
+use crate::support::tls::Stream;
 
 /// The pseudo-fields of a request that is all right.
 const GOOD: [(&str, &str); 4] =
@@ -521,7 +521,7 @@ fn a_client_that_reads_nothing_is_cut() {
 fn flood(task: &Task, name: &str, most: usize, mut part: impl FnMut(u32) -> Vec<u8>) {
     let mut healthy = task.client();
     let mut frames = Frames::connect(task.hostward.address, &[]);
-    let mut reader = Frames { stream: frames.stream.try_clone().unwrap() };
+    let mut reader = Frames { stream: Stream::Plain(frames.stream.tcp().try_clone().unwrap()) };
     let farewell = std::thread::spawn(move || reader.farewell());
     let mut sent = 0;
     while sent < most && !farewell.is_finished() {
@@ -699,8 +699,7 @@ fn a_client_that_leaves_takes_its_exchanges_with_it() {
     frames.ask(1, END_STREAM, &but(":path", "/one"));
     frames.ask(3, END_STREAM, &but(":path", "/two"));
     task.app.wait_count(2);
-    let Frames { stream } = frames;
-    drop::<TcpStream>(stream);
+    drop(frames);
     task.app.wait_open(0);
     for path in ["/one", "/two"] {
         assert_eq!(task.hostward.request_line(path)["status"], 499);

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use super::PATIENCE;
+use super::tls::Stream;
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -23,9 +24,9 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// RFC 9113 §7: what a flood is answered with.
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// A client's connection.
-pub struct Frames<S = TcpStream> {
-    pub stream: S,
+/// A client's connection; with TLS where hostward speaks it.
+pub struct Frames {
+    pub stream: Stream,
 }
 
 /// A frame that has come.
@@ -57,7 +58,7 @@ impl Frames {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream }
+        Self { stream: Stream::offering(stream, b"h2") }
     }
 
     /// A connection that has begun as every one does, with these settings.
@@ -65,11 +66,9 @@ impl Frames {
         let Self { stream } = Self::silent(address);
         Self::over(stream, settings)
     }
-}
 
-impl<S: Read + Write> Frames<S> {
     /// Begins as every connection does, on this one.
-    pub fn over(stream: S, settings: &[u8]) -> Self {
+    pub fn over(stream: Stream, settings: &[u8]) -> Self {
         let mut frames = Self { stream };
         frames.stream.write_all(PREFACE).unwrap();
         frames.send(SETTINGS, 0, 0, settings).unwrap();

@@ -14,10 +14,13 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio_rustls::TlsConnector;
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, tls};
 
 /// A response, read to its end.
 #[derive(Debug)]
@@ -43,10 +46,20 @@ pub async fn until(mut so: impl FnMut() -> bool) {
     }
 }
 
-/// A client's connection, on the runtime of the caller.
+/// A client's connection, on the runtime of the caller; with TLS where hostward speaks it.
 pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
+    if !tls::is_spoken_at(address) {
+        return begin(stream).await;
+    }
+    let name = ServerName::try_from("www.example.com").unwrap();
+    let stream = TlsConnector::from(tls::config(&[b"h2"])).connect(name, stream).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    begin(stream).await
+}
+
+async fn begin(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> SendRequest<Bytes> {
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(async move { connection.await.ok() });
     sender.ready().await.unwrap()

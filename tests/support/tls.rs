@@ -27,6 +27,23 @@ pub fn forget(address: SocketAddr) {
     SECURE.lock().unwrap().retain(|other| *other != address);
 }
 
+/// Whether clients shake hands there.
+pub fn is_spoken_at(address: SocketAddr) -> bool {
+    SECURE.lock().unwrap().contains(&address)
+}
+
+/// Offers these protocols.
+pub fn config(protocols: &[&[u8]]) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    Arc::new(config)
+}
+
 /// A connection, with TLS or without.
 pub enum Stream {
     Plain(TcpStream),
@@ -36,21 +53,19 @@ pub enum Stream {
 impl Stream {
     /// Over `tcp`; with TLS where that is spoken at the other end.
     pub fn over(tcp: TcpStream) -> Self {
-        let secure = tcp.peer_addr().is_ok_and(|peer| SECURE.lock().unwrap().contains(&peer));
-        if secure { Self::tls(tcp, &[b"http/1.1"]) } else { Self::Plain(tcp) }
+        Self::offering(tcp, b"http/1.1")
+    }
+
+    /// The same, for this protocol.
+    pub fn offering(tcp: TcpStream, protocol: &[u8]) -> Self {
+        let secure = tcp.peer_addr().is_ok_and(is_spoken_at);
+        if secure { Self::tls(tcp, &[protocol]) } else { Self::Plain(tcp) }
     }
 
     /// With TLS. The handshake takes place with the first bytes.
     pub fn tls(tcp: TcpStream, protocols: &[&[u8]]) -> Self {
-        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone))
-            .with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         let name = ServerName::try_from("www.example.com").unwrap();
-        let session = ClientConnection::new(Arc::new(config), name).unwrap();
+        let session = ClientConnection::new(config(protocols), name).unwrap();
         Self::Tls(Box::new(StreamOwned::new(session, tcp)))
     }
 

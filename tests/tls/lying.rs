@@ -12,7 +12,7 @@ use crate::support::{PATIENCE, Task, eventually};
 
 /// A client that asks and doesn't read what comes.
 struct Lazy {
-    frames: Frames<Stream>,
+    frames: Frames,
     size: usize,
 }
 
