@@ -5,6 +5,7 @@
 
 mod access_log;
 mod admin;
+mod behaviours;
 mod buffering;
 mod client_limits;
 mod commands;

@@ -23,7 +23,7 @@ pub struct Packet {
     pub header: [u8; 4],
     /// In their order.
     pub variables: Vec<(String, String)>,
-    /// As long as `CONTENT_LENGTH` said.
+    /// As long as `CONTENT_LENGTH` said; empty as long as it is unread.
     pub body: Vec<u8>,
 }
 
@@ -31,6 +31,8 @@ pub struct Packet {
 type Behaviour = Box<dyn Fn(&Packet, &mut TcpStream) + Send + Sync>;
 
 struct Shared {
+    /// Whether the body is read before it behaves.
+    reads: bool,
     behaviour: Behaviour,
     received: Mutex<Vec<Packet>>,
     open: AtomicUsize,
@@ -44,11 +46,21 @@ impl UwsgiApp {
         Self::start(move |_, stream| stream.write_all(&answer).unwrap_or_default())
     }
 
-    /// A server that behaves.
+    /// A server that behaves, once it has read the body.
     pub fn start(behaviour: impl Fn(&Packet, &mut TcpStream) + Send + Sync + 'static) -> Self {
+        Self::begin(true, behaviour)
+    }
+
+    /// A server that behaves, and reads the body itself if it wants to.
+    pub fn unread(behaviour: impl Fn(&Packet, &mut TcpStream) + Send + Sync + 'static) -> Self {
+        Self::begin(false, behaviour)
+    }
+
+    fn begin(reads: bool, behaviour: impl Fn(&Packet, &mut TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
+            reads,
             behaviour: Box::new(behaviour),
             received: Mutex::default(),
             open: AtomicUsize::new(0),
@@ -99,6 +111,12 @@ impl Packet {
         value.map(|(_, value)| &**value)
     }
 
+    /// How many bytes follow it.
+    pub fn length(&self) -> usize {
+        let length = self.value("CONTENT_LENGTH").filter(|length| !length.is_empty());
+        length.map_or(0, |length| length.parse().unwrap())
+    }
+
     fn read(stream: &mut TcpStream) -> std::io::Result<Self> {
         let mut header = [0; 4];
         stream.read_exact(&mut header)?;
@@ -120,21 +138,26 @@ impl Packet {
                 break;
             }
         }
-        let mut packet = Self { header, variables, body: Vec::new() };
-        let length = packet.value("CONTENT_LENGTH").filter(|length| !length.is_empty());
-        packet.body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-        stream.read_exact(&mut packet.body)?;
-        Ok(packet)
+        Ok(Self { header, variables, body: Vec::new() })
     }
 }
 
 fn serve(mut stream: TcpStream, shared: &Shared) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     shared.open.fetch_add(1, Ordering::SeqCst);
-    if let Ok(packet) = Packet::read(&mut stream) {
+    if let Ok(packet) = read(&mut stream, shared.reads) {
         shared.received.lock().unwrap().push(packet.clone());
         (shared.behaviour)(&packet, &mut stream);
     }
     shared.open.fetch_sub(1, Ordering::SeqCst);
     stream.shutdown(Shutdown::Both).ok();
+}
+
+fn read(stream: &mut TcpStream, with_body: bool) -> std::io::Result<Packet> {
+    let mut packet = Packet::read(stream)?;
+    if with_body {
+        packet.body = vec![0; packet.length()];
+        stream.read_exact(&mut packet.body)?;
+    }
+    Ok(packet)
 }
