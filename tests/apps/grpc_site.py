@@ -35,20 +35,30 @@ def talk(requests, context):
         yield b"re: " + request
 
 
-def hang(request, context):
-    """Answers nothing; says when nobody waits any more."""
+def given_up(context):
+    """Set, and counted, once nobody waits for the call any more."""
     gone = threading.Event()
-    if not context.add_callback(gone.set):
-        gone.set()  # It was over before this began.
-    gone.wait(30)
-    cancelled.release()
+
+    def count():
+        cancelled.release()
+        gone.set()
+
+    if not context.add_callback(count):
+        count()  # It was over before this began.
+    return gone
+
+
+def hang(request, context):
+    """Answers nothing."""
+    given_up(context).wait(30)
     return b""
 
 
 def drip(request, context):
-    """One message at once, then none; says when nobody waits any more."""
+    """One message at once, then none."""
+    gone = given_up(context)  # Before the message: who gives up on it at once keeps the rest from running.
     yield b"first"
-    hang(request, context)
+    gone.wait(30)
 
 
 def seen(request, context):
