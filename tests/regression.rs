@@ -3,9 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::support::app::{Then, answer};
+use super::support::frames::{self, Frames};
 use super::support::{Task, wire};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1\r\n\r\nx";
+const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":authority", "www.example.com"), (":path", "/")];
 
 #[test]
 fn posts_in_a_row_do_not_wait_for_the_one_connection_that_is_idle() {
@@ -140,4 +143,32 @@ fn a_request_without_a_host_that_is_only_reported_is_well_formed_at_the_app() {
     let task = Task::echo(&[("HOSTWARD_HOST_POLICY", "report")]);
     let received = task.admitted("GET / HTTP/1.0\r\n\r\n");
     assert_eq!(received.all("host"), [""], "{}", received.head);
+}
+
+#[test]
+fn a_client_that_neither_reads_nor_goes_on_sending_is_cut_in_the_middle_of_both() {
+    for read_ahead in ["0", "1MiB"] {
+        let task = Task::start(
+            &[
+                ("HOSTWARD_BODY_TIMEOUT", "1s"),
+                ("HOSTWARD_BUFFER_REQUESTS", "off"),
+                ("HOSTWARD_BUFFER_RESPONSES", read_ahead),
+            ],
+            |talk| {
+                // Before the request's body has ended, and less than is read ahead.
+                let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+                talk.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+                talk.send(chunk.repeat(8)).unwrap();
+                talk.body().ok();
+                Then::Close
+            },
+        );
+        // SETTINGS_INITIAL_WINDOW_SIZE = 1000, and no update ever.
+        let mut frames = Frames::connect(task.hostward.address, &[0, 4, 0, 0, 0x03, 0xe8]);
+        frames.ask(1, 0, &[&[(":method", "POST")], &GET[1..]].concat());
+        frames.send(frames::DATA, 0, 1, b"part").unwrap();
+        task.app.wait_count(1);
+        task.app.wait_open(0);
+        assert_eq!(task.hostward.request_line("/")["error"], "client_gone", "{read_ahead}");
+    }
 }

@@ -190,7 +190,11 @@ impl Streamed {
                 if let Some(failure) = flight.violation() {
                     return Poll::Ready(Some(Err(failure)));
                 }
-                flight.wait(WaitingFor::Body, limits.pause);
+                // While the client leaves its answer lying, that is what it is timed for: to wait for both in turns
+                // would begin anew each time, and never end.
+                if !flight.is_blocked() {
+                    flight.wait(WaitingFor::Body, limits.pause);
+                }
                 return Poll::Pending;
             }
         };

@@ -262,6 +262,7 @@ impl Session {
             if self.is_cut(&flight) || pump.poll(cx, fields::strip_response_trailers).is_ready() {
                 return Poll::Ready(());
             }
+            flight.set_blocked(pump.is_blocked());
             let sent = pump.take_sent();
             self.link.sent(sent);
             if sent > 0 || !pump.is_blocked() {
