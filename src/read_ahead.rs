@@ -20,7 +20,8 @@ use crate::upstream::Relay;
 pub struct ReadAhead {
     /// `None` once the app has done its part.
     relay: RefCell<Option<Relay>>,
-    queue: RefCell<VecDeque<Result<Frame<Bytes>, Failure>>>,
+    queue: RefCell<VecDeque<Queued>>,
+    /// Bytes of memory, as [`cost`] counts them.
     queued: Cell<usize>,
     /// Bytes that may be queued.
     limit: usize,
@@ -38,7 +39,7 @@ impl ReadAhead {
     /// The body's next frame.
     pub fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         if let Some(next) = self.queue.borrow_mut().pop_front() {
-            self.queued.set(self.queued.get() - length(&next));
+            self.queued.set(self.queued.get() - cost(&next));
             self.held.borrow_mut().set(self.queued.get());
             return Poll::Ready(Some(next));
         }
@@ -68,7 +69,7 @@ impl ReadAhead {
                     if next.is_err() {
                         *relay = None;
                     }
-                    self.queued.set(self.queued.get() + length(&next));
+                    self.queued.set(self.queued.get() + cost(&next));
                     self.queue.borrow_mut().push_back(next);
                 }
             }
@@ -86,9 +87,16 @@ impl ReadAhead {
     }
 }
 
-fn length(frame: &Result<Frame<Bytes>, Failure>) -> usize {
-    frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len)
+/// Bytes of memory that a frame takes while it is queued.
+fn cost(frame: &Queued) -> usize {
+    FRAME + frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len)
 }
+
+type Queued = Result<Frame<Bytes>, Failure>;
+
+/// Bytes of a frame besides its content, of which an app that streams has sent one at a time. Twice its size, because
+/// the queue doubles when it grows.
+const FRAME: usize = 2 * size_of::<Queued>();
 
 /// Bytes; as many as hyper reads from the app at once.
 const PIECE: usize = 64 * 1024;

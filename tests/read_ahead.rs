@@ -135,7 +135,7 @@ fn an_event_is_delayed_by_less_than_a_millisecond() {
 }
 
 /// Kibibytes of the process that are in memory.
-fn resident(hostward: &Hostward) -> usize {
+pub fn resident(hostward: &Hostward) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", hostward.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()

@@ -1,10 +1,13 @@
 //! One test for each bug that was found, named after what the user saw.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::read_ahead::resident;
 use super::support::app::{Then, answer};
 use super::support::frames::{self, Frames};
-use super::support::{Task, wire};
+use super::support::{Task, eventually, wire};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1\r\n\r\nx";
 const GET: [(&str, &str); 4] =
@@ -171,4 +174,36 @@ fn a_client_that_neither_reads_nor_goes_on_sending_is_cut_in_the_middle_of_both(
         task.app.wait_open(0);
         assert_eq!(task.hostward.request_line("/")["error"], "client_gone", "{read_ahead}");
     }
+}
+
+#[test]
+fn an_answer_in_tiny_pieces_takes_no_more_memory_than_others() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&sent);
+    let task = Task::start(&[], move |talk| {
+        if talk.request.target != "/" {
+            return talk.reply(answer("200 OK", "", "small"));
+        }
+        talk.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+        let pieces = "1\r\nx\r\n".repeat(10_000);
+        while talk.send(&pieces).is_ok() {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+        Then::Close
+    });
+    task.get("/small").expect(200);
+    let before = resident(&task.hostward);
+    // SETTINGS_INITIAL_WINDOW_SIZE = 1000, and no update ever.
+    let mut frames = Frames::connect(task.hostward.address, &[0, 4, 0, 0, 0x03, 0xe8]);
+    for stream in [1, 3] {
+        frames.ask(stream, frames::END_STREAM, &GET);
+    }
+    // As much as anybody will take has been taken when nothing more comes.
+    let mut last = 0;
+    let after = eventually("the app can't send any more", || {
+        let now = sent.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(500));
+        (now > 0 && std::mem::replace(&mut last, now) == now).then(|| resident(&task.hostward))
+    });
+    assert!(after < before + 32 * 1024, "{before} KiB before, {after} KiB after");
 }
