@@ -69,7 +69,7 @@ use tokio::task::spawn_local;
 
 use crate::admin::Admin;
 use crate::body::Buffering;
-use crate::config::{Config, TaskIp};
+use crate::config::{Config, Protocol, TaskIp};
 use crate::drain::{Stage, Stop};
 use crate::log::{Repeats, Sink};
 use crate::memory::Budget;
@@ -112,7 +112,7 @@ pub async fn run(
         repeats: Arc::clone(&repeats),
         buffering: Arc::new(Buffering::new(&config, budget.clone(), Arc::clone(&repeats))),
         sink,
-        limit: config.upstream_max_connections.map(Limit::new),
+        limit: upstream_limit(&config).map(Limit::new),
         budget,
         stage: stages.clone(),
         tls,
@@ -192,6 +192,13 @@ impl std::error::Error for StartError {
             Self::Tls(_) => None,
         }
     }
+}
+
+/// Connections to the app. An HTTP/2 client's may bring a hundred requests, each with a connection of its own to an app
+/// that speaks something older: they wait for each other before they take the descriptors that accepting needs.
+fn upstream_limit(config: &Config) -> Option<usize> {
+    let affordable = || (config.upstream.protocol != Protocol::H2c).then(listener::connections_from_fd_limit);
+    config.upstream_max_connections.or_else(affordable)
 }
 
 /// Workers at the start. On ECS the number of CPUs that a container sees says nothing about what its task may

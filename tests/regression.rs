@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::read_ahead::resident;
-use super::support::app::{Then, answer};
+use super::support::app::{App, Then, answer};
 use super::support::frames::{self, Frames};
+use super::support::hostward::Hostward;
 use super::support::{Task, eventually, wire};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1\r\n\r\nx";
@@ -206,4 +207,24 @@ fn an_answer_in_tiny_pieces_takes_no_more_memory_than_others() {
         (now > 0 && std::mem::replace(&mut last, now) == now).then(|| resident(&task.hostward))
     });
     assert!(after < before + 32 * 1024, "{before} KiB before, {after} KiB after");
+}
+
+#[test]
+fn many_requests_on_one_connection_do_not_take_the_descriptors_of_the_others() {
+    let app = App::start(|talk| {
+        // Nobody is answered before the client leaves.
+        talk.input.rest().ok();
+        Then::Close
+    });
+    let url = app.url();
+    let settings = [("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", url.as_str())];
+    // Enough for 32 connections on either side.
+    let hostward = Hostward::start_with_descriptors(128, &settings);
+    let mut frames = Frames::connect(hostward.address, &[]);
+    for number in 0..120 {
+        frames.ask(2 * number + 1, frames::END_STREAM, &GET);
+    }
+    app.wait_count(32);
+    wire::get(hostward.address, "evil.example", "/").expect(421);
+    assert_eq!(app.count(), 32);
 }

@@ -257,7 +257,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Count("0", 1, 65_535),
         default: Default::Is("0"),
         example: "4",
-        meaning: "connections to the app at once (with h2c: requests); 0 is no limit",
+        meaning: "connections to the app at once (with h2c: requests); 0 is as many as the file descriptors allow",
     },
     Setting {
         variable: "HOSTWARD_READY_PATH",

@@ -39,6 +39,15 @@ impl Hostward {
         Self::spawn(command, settings)
     }
 
+    /// The same, with so many file descriptors.
+    pub fn start_with_descriptors(most: u32, settings: &[(&str, &str)]) -> Self {
+        let plain = command(&[], settings);
+        let mut limited = Command::new("/bin/sh");
+        limited.args(["-c", &format!("ulimit -n {most}; exec \"$0\"")]).arg(plain.get_program());
+        limited.env_clear().envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self::spawn(limited, settings)
+    }
+
     fn spawn(mut command: Command, settings: &[(&str, &str)]) -> Self {
         for (name, value) in [
             ("HOSTWARD_LISTEN", "127.0.0.1:0"),
