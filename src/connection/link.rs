@@ -108,18 +108,32 @@ impl Link {
         }
     }
 
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// One attempt of `h2`'s to write.
+    fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut Socket>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let mut socket = self.socket();
+        if self.blocked.get() {
+            // TLS may have room for more while it waits for the client: what it takes then is no sign of life.
+            let flushed = Pin::new(&mut *socket).poll_flush(cx)?;
+            if flushed.is_pending() {
+                return self.tried(Poll::Pending);
+            }
+        }
+        let written = self.tried(write(Pin::new(&mut *socket), cx));
         if let Poll::Ready(outcome) = &written {
             let written = self.written.get() + outcome.as_ref().map_or(0, |count| *count);
             self.earn((written / BYTES_PER_CREDIT) as u64);
             self.updates_due.set(self.updates_due.get() + (written / BYTES_PER_CREDIT) as u64);
             self.written.set(written % BYTES_PER_CREDIT);
         }
-        self.tried(written)
+        written
     }
 
-    /// Accounts for one attempt of `h2`'s to write, flush or shut down. All three: TLS takes what the client has not,
-    /// so that with the end of an answer only the flush still waits.
+    /// Accounts for an attempt to write, flush or shut down. All three: at the end of an answer nothing is left to be
+    /// written, and TLS still holds up to 16 KiB that the socket has not taken.
     fn tried<T>(&self, outcome: Poll<T>) -> Poll<T> {
         if outcome.is_pending() {
             self.blocked.set(true);
@@ -155,8 +169,7 @@ impl AsyncRead for LinkIo {
 
 impl AsyncWrite for LinkIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut *self.0.socket()).poll_write(cx, bytes);
-        self.0.wrote(written)
+        self.0.poll_write(cx, |socket, cx| socket.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -164,8 +177,7 @@ impl AsyncWrite for LinkIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut *self.0.socket()).poll_write_vectored(cx, slices);
-        self.0.wrote(written)
+        self.0.poll_write(cx, |socket, cx| socket.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {

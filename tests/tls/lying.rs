@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::SELF_SIGNED;
 use crate::support::app::answer;
-use crate::support::frames::{END_STREAM, Frames, WINDOW_UPDATE};
+use crate::support::frames::{DATA, END_STREAM, Frames, GOAWAY, RST_STREAM, WINDOW_UPDATE};
 use crate::support::tls::Stream;
 use crate::support::{PATIENCE, Task, eventually};
 
@@ -87,6 +87,7 @@ fn the_last_bytes_of_an_answer_are_not_left_lying_for_ever() {
     // What one connection takes up in the kernel, every one does, within some KiB.
     let (room, _) = settled(&[Lazy::ask(address, 32 << 20)])[0];
     let clients: Vec<_> = (0..12).map(|step| Lazy::ask(address, room - 28_000 + step * 4000)).collect();
+    let begun = Instant::now();
     let unread = settled(&clients);
     assert!(unread.iter().all(|(_, open)| *open), "{unread:?}");
     // The first one's is whole: so many more are the bytes of handshake, records and frames.
@@ -100,9 +101,36 @@ fn the_last_bytes_of_an_answer_are_not_left_lying_for_ever() {
         let open = in_the_kernel(&clients);
         held.iter().all(|number| !open[*number].1).then_some(())
     });
+    // None of them has shown any life: one timeout, not one after another.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     // What has left hostward may lie for as long as a connection may be idle.
-    let kept = in_the_kernel(&clients).iter().filter(|(_, open)| *open).count();
-    assert_eq!(kept, clients.len() - held.len());
+    assert!(in_the_kernel(&clients)[0].1);
+}
+
+#[test]
+fn a_slow_client_gets_all_of_a_long_answer_over_http_2() {
+    let size = 12 << 20;
+    let task =
+        Task::start(&[SELF_SIGNED, ("HOSTWARD_BODY_TIMEOUT", "3s"), ("HOSTWARD_IDLE_TIMEOUT", "1s")], move |talk| {
+            talk.reply(answer("200 OK", "", &"x".repeat(size)))
+        });
+    let mut client = Lazy::ask(task.hostward.address, size);
+    let begun = Instant::now();
+    let (mut got, mut ended) = (0, false);
+    while !ended {
+        let frame = client.frames.next().expect("the connection stays");
+        assert!(frame.kind != RST_STREAM && frame.kind != GOAWAY, "{frame:?} after {got}");
+        if frame.kind == DATA {
+            got += frame.payload.len();
+            ended = frame.flags & END_STREAM != 0;
+        }
+        // Slow for longer than any timeout, and whole in the end.
+        if begun.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    assert_eq!(got, size);
+    assert_eq!(task.hostward.request_line("/12582912")["bytes_out"], size);
 }
 
 /// In `/proc/net/tcp`.
