@@ -21,7 +21,7 @@ use crate::access_log::Journal;
 use crate::answer::Bounds;
 use crate::body::Buffering;
 use crate::config::Config;
-use crate::connection::Server;
+use crate::connection::{LAST_CALL, Server};
 use crate::drain::Stage;
 use crate::listener::Accepted;
 use crate::log::{Repeats, Sink};
@@ -142,7 +142,7 @@ impl Workers {
     }
 
     fn keep(&self, accepted: Accepted) {
-        spawn_connection(&self.first, accepted, Loaded::new(&self.first_load));
+        spawn_connection(&self.first, accepted, Loaded::new(&self.first_load), self.shared.stage.clone());
     }
 }
 
@@ -172,7 +172,9 @@ async fn run(shared: Shared, mut accepted: UnboundedReceiver<(Accepted, Loaded)>
         // The socket has to be taken out of the event queue that it was accepted in.
         let Accepted { stream, remote, local, permit } = accepted;
         match stream.into_std().and_then(TcpStream::from_std) {
-            Ok(stream) => spawn_connection(&server, Accepted { stream, remote, local, permit }, loaded),
+            Ok(stream) => {
+                spawn_connection(&server, Accepted { stream, remote, local, permit }, loaded, shared.stage.clone());
+            }
             Err(error) => tracing::debug!(error = %error, "can't hand a connection over"),
         }
     }
@@ -238,16 +240,30 @@ async fn watch_stage(server: Rc<Server>, mut stage: watch::Receiver<Stage>) {
     }
 }
 
-fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded) {
+fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded, stage: watch::Receiver<Stage>) {
     let server = Rc::clone(server);
     spawn_local(async move {
         let Accepted { mut stream, remote, local, permit } = accepted;
-        match client(&server.proxy, &mut stream, remote).await {
-            Ok(client) => server.accept(stream, client, local).await,
-            Err(refusal) => server.proxy.report_connection(refusal, remote.ip().to_canonical()),
+        let client = tokio::select! {
+            biased;
+            client = client(&server.proxy, &mut stream, remote) => Some(client),
+            () = last_call(stage) => None,
+        };
+        match client {
+            Some(Ok(client)) => server.accept(stream, client, local).await,
+            Some(Err(refusal)) => server.proxy.report_connection(refusal, remote.ip().to_canonical()),
+            // It has not asked for anything.
+            None => {}
         }
         drop((permit, loaded));
     });
+}
+
+/// The end of the time that a connection without a request has when hostward stops.
+async fn last_call(mut stage: watch::Receiver<Stage>) {
+    // Without a sender everything has ended.
+    stage.wait_for(|stage| *stage >= Stage::Closing).await.ok();
+    tokio::time::sleep(LAST_CALL).await;
 }
 
 /// Who is at the other end: the peer, or whom it names in a PROXY header.

@@ -228,3 +228,16 @@ fn many_requests_on_one_connection_do_not_take_the_descriptors_of_the_others() {
     wire::get(hostward.address, "evil.example", "/").expect(421);
     assert_eq!(app.count(), 32);
 }
+
+#[test]
+fn a_connection_that_has_not_said_who_it_is_does_not_hold_up_the_end() {
+    for mode in ["optional", "required"] {
+        let settings = [("HOSTWARD_PROXY_PROTOCOL", mode), ("HOSTWARD_DRAIN_DELAY", "0s")];
+        let mut task = Task::echo(&settings);
+        // Silent, and in the middle of its header.
+        let (_silent, mut torn) = (task.client(), task.client());
+        torn.send("PROXY TCP4 ");
+        task.hostward.terminate();
+        assert!(task.hostward.wait(Duration::from_secs(5)).success(), "{mode}");
+    }
+}
