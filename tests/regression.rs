@@ -8,6 +8,8 @@ use super::read_ahead::resident;
 use super::support::app::{App, Then, answer};
 use super::support::frames::{self, Frames};
 use super::support::hostward::Hostward;
+use super::support::uwsgi::UwsgiApp;
+use super::support::wire::Client;
 use super::support::{Task, eventually, wire};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1\r\n\r\nx";
@@ -239,5 +241,21 @@ fn a_connection_that_has_not_said_who_it_is_does_not_hold_up_the_end() {
         torn.send("PROXY TCP4 ");
         task.hostward.terminate();
         assert!(task.hostward.wait(Duration::from_secs(5)).success(), "{mode}");
+    }
+}
+
+#[test]
+fn a_uwsgi_app_s_interim_answer_does_not_open_the_way_for_a_bare_lf() {
+    for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"] {
+        for line_end in ["\r\n", "\n"] {
+            let answer = format!("{interim}HTTP/1.1 200 OK\r\nX-A: b{line_end}Set-Cookie: evil=1\r\n\r\nok");
+            let app = UwsgiApp::answering(answer);
+            let url = app.url();
+            let settings = [("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", url.as_str())];
+            let hostward = Hostward::start(&settings);
+            let mut client = Client::connect(hostward.address);
+            client.send("GET / HTTP/1.0\r\nHost: www.example.com\r\n\r\n");
+            client.answer().expect(if line_end == "\n" { 502 } else { 200 });
+        }
     }
 }

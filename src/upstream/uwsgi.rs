@@ -59,11 +59,22 @@ pub(super) struct Exchange {
     request: BlankLine,
     /// And the app's.
     response: BlankLine,
+    /// Bytes of the app's head that have been seen, as far as they matter.
+    seen: usize,
+    /// Whether that is the head of an interim response, after which there is another one.
+    is_interim: bool,
 }
 
 impl Exchange {
     pub(super) fn new(packet: Packet) -> Self {
-        Self { packet, written: 0, request: BlankLine::default(), response: BlankLine::default() }
+        Self {
+            packet,
+            written: 0,
+            request: BlankLine::default(),
+            response: BlankLine::default(),
+            seen: 0,
+            is_interim: false,
+        }
     }
 
     /// Whether what hyper writes is the body.
@@ -112,6 +123,13 @@ impl Exchange {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             self.response.feed(*byte);
+            if self.seen == STATUS_AT {
+                self.is_interim = *byte == b'1';
+            }
+            self.seen = (self.seen + 1).min(STATUS_AT + 1);
+            if self.response.is_complete() && self.is_interim {
+                (self.response, self.seen) = (BlankLine::default(), 0);
+            }
         }
         Ok(())
     }
@@ -139,6 +157,8 @@ impl BlankLine {
     }
 }
 
+/// Where the status stands: behind `HTTP/1.1 `.
+const STATUS_AT: usize = 9;
 /// Bytes; what is longer isn't one.
 const LONGEST_STATUS_LINE: usize = 1024;
 
