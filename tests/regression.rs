@@ -8,6 +8,7 @@ use super::read_ahead::resident;
 use super::support::app::{App, Then, answer};
 use super::support::frames::{self, Frames};
 use super::support::hostward::Hostward;
+use super::support::http2;
 use super::support::uwsgi::UwsgiApp;
 use super::support::wire::Client;
 use super::support::{Task, eventually, wire};
@@ -258,4 +259,30 @@ fn a_uwsgi_app_s_interim_answer_does_not_open_the_way_for_a_bare_lf() {
             client.answer().expect(if line_end == "\n" { 502 } else { 200 });
         }
     }
+}
+
+#[test]
+fn clients_of_an_h2c_app_that_stand_still_do_not_hold_up_the_others() {
+    let app = http2::App::start(200, |mut talk| async move {
+        let length = if talk.head.uri().path() == "/" { 1 << 20 } else { 5 };
+        talk.reply(200, &vec![b'x'; length]);
+    });
+    let url = app.url();
+    let settings = [
+        ("HOSTWARD_ALLOWED_HOSTS", "www.example.com"),
+        ("HOSTWARD_UPSTREAM", url.as_str()),
+        ("HOSTWARD_BUFFER_RESPONSES", "0"),
+        ("HOSTWARD_THREADS", "1"),
+    ];
+    let hostward = Hostward::start(&settings);
+    // SETTINGS_INITIAL_WINDOW_SIZE = 1000, and no update ever.
+    let mut frames = Frames::connect(hostward.address, &[0, 4, 0, 0, 0x03, 0xe8]);
+    for number in 0..100 {
+        frames.ask(2 * number + 1, frames::END_STREAM, &GET);
+    }
+    app.wait_count(100);
+    for _ in 0..50 {
+        assert_eq!(wire::get(hostward.address, "www.example.com", "/small").expect(200).text(), "xxxxx");
+    }
+    assert_eq!(app.connections(), 1);
 }

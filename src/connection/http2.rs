@@ -348,9 +348,9 @@ fn write_head(head: &mut response::Parts, body: &AnswerBody) {
 const MAX_STREAMS: u32 = 128;
 /// Bytes of a request body that may be under way before the app takes them.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// Bytes for all streams together: what bounds a connection's memory, and half of its streams may stand still
-/// before the others wait.
-const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
+/// Bytes for all streams together: what bounds a connection's memory. Were it less, streams that the app leaves lying
+/// would have the others wait, and those be called too slow.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 /// Bytes, as `h2` counts them: 256 less its length for each small DATA frame that waits to be read. Beyond it the
 /// connection ends, so that it must not be in two users' power to end a load balancer's: a slow upload in frames of
 /// ten bytes costs 1.6 MB. As much memory, about, is what it stands for.

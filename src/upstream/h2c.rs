@@ -477,8 +477,9 @@ const BUFFER: usize = 64 * 1024;
 const MAX_HEAD: u32 = 64 * 1024;
 /// Bytes of an answer that may be under way before the client takes them.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// Bytes for all streams together: 64 clients may stand still before the others wait.
-const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
+/// Bytes for all streams together: as many as HTTP/2 knows. What bounds a stream is its own window; a bound on all would
+/// have those clients who stand still keep the answers of everybody else from coming.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Connections of one worker. A second one is made only when the app allows no more requests on the first.
 const MAX_CONNECTIONS: usize = 16;
 /// Streams that have been reset, and whose last frames may still come.
