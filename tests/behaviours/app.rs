@@ -244,6 +244,7 @@ fn play(stage: &Stage, input: &mut Input, seen: Seen, framing: Framing, chunks: 
                 while let Ok(bytes) = input.exactly(1) {
                     send(input, &bytes).ok();
                 }
+                stage.update(number, |seen| seen.gone = true);
                 return Then::Close;
             }
             Step::Hold => {
@@ -339,7 +340,10 @@ pub fn pairs(fields: &HeaderMap) -> Vec<Field> {
 
 /// The other way.
 pub fn map(fields: &[Field]) -> HeaderMap {
-    fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+    fields
+        .iter()
+        .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap()))
+        .collect()
 }
 
 /// Names in lower case, as HTTP/2 has them.

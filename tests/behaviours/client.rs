@@ -209,14 +209,14 @@ impl Answer {
 }
 
 impl Talk {
-    /// Sends a part of the body.
+    /// Sends a part of the body, to a hostward that may have answered and had enough.
     pub fn send(&mut self, part: &[u8]) {
         match &mut self.wire {
             Wire::Http1 { client, chunked: true, .. } => {
-                client.send([format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat());
+                client.try_send([format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat()).ok();
             }
-            Wire::Http1 { client, .. } => client.send(part),
-            Wire::Http2 { sending, .. } => sending.send_data(Bytes::copy_from_slice(part), false).unwrap(),
+            Wire::Http1 { client, .. } => drop(client.try_send(part)),
+            Wire::Http2 { sending, .. } => drop(sending.send_data(Bytes::copy_from_slice(part), false)),
         }
     }
 
@@ -224,11 +224,11 @@ impl Talk {
     pub fn end(&mut self, trailers: &[Field]) {
         match &mut self.wire {
             Wire::Http1 { client, chunked: true, .. } => {
-                client.send(format!("0\r\n{}\r\n", lines(trailers)));
+                client.try_send(format!("0\r\n{}\r\n", lines(trailers))).ok();
             }
             Wire::Http1 { .. } => {}
-            Wire::Http2 { sending, .. } if trailers.is_empty() => sending.send_data(Bytes::new(), true).unwrap(),
-            Wire::Http2 { sending, .. } => sending.send_trailers(map(trailers)).unwrap(),
+            Wire::Http2 { sending, .. } if trailers.is_empty() => drop(sending.send_data(Bytes::new(), true)),
+            Wire::Http2 { sending, .. } => drop(sending.send_trailers(map(trailers))),
         }
     }
 

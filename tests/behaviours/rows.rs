@@ -9,10 +9,12 @@ mod versions;
 
 use super::Row;
 
-pub const ROWS: [(&str, Row); 42] = [
+pub const ROWS: [(&str, Row); 48] = [
     ("plain GET", messages::plain_get),
     ("path and query, byte for byte", messages::path_and_query),
     ("fields that stand more than once", messages::repeated_fields),
+    ("long fields", messages::long_fields),
+    ("bytes beyond ASCII in fields", messages::beyond_ascii),
     ("connection-specific fields go no further", messages::connection_fields),
     ("TRACE refused", messages::trace),
     ("POST with a length", bodies::post_with_length),
@@ -24,12 +26,14 @@ pub const ROWS: [(&str, Row); 42] = [
     ("huge body down", bodies::huge_body_down),
     ("huge body of unknown length down", bodies::huge_body_of_unknown_length_down),
     ("streamed answer, part by part", bodies::streamed_answer),
+    ("both talk at once, unbuffered", bodies::both_at_once),
     ("slow reader frees the app", bodies::slow_reader),
     ("HEAD keeps the length", messages::head),
     ("204", messages::no_content),
     ("304 with Content-Length", messages::not_modified),
     ("Range, 206", messages::range),
     ("103 Early Hints", messages::early_hints),
+    ("100 that nobody waits for", messages::unasked_100),
     ("Expect: 100-continue", messages::expect),
     ("Expect, refused", messages::expect_refused),
     ("request trailers, unbuffered", messages::request_trailers),
@@ -38,6 +42,7 @@ pub const ROWS: [(&str, Row); 42] = [
     ("HTTP/1.0", versions::http_1_0),
     ("HTTP/1.0 with keep-alive", versions::http_1_0_keep_alive),
     ("WebSocket", versions::websocket),
+    ("101 that nobody asked for: 502", versions::unasked_101),
     ("foreign host refused", hosts::foreign_host),
     ("allowed host passes byte for byte", hosts::allowed_host),
     ("probe's host rewritten", hosts::probe),
@@ -49,6 +54,7 @@ pub const ROWS: [(&str, Row); 42] = [
     ("app closes before its answer: 502", faults::closed_before_the_head),
     ("app closes within a body with a length", faults::closed_within_a_length),
     ("app closes within a body without one", faults::closed_within_a_body),
+    ("app goes on talking after its answer", faults::talks_on),
     ("client leaves: the app is told", faults::client_leaves),
     ("client leaves within the answer: the app is told", faults::client_leaves_an_answer),
     ("body that doesn't fit its length", faults::misfit),

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::behaviours::app::{Seen, Step, Upstream};
+use crate::behaviours::client::Length;
 use crate::behaviours::rows::MIB;
 use crate::behaviours::{Case, Mark, data, fields};
 use crate::streaming::noise;
@@ -125,5 +126,24 @@ pub fn slow_reader(case: &Case<'_>) -> Mark {
     case.app_in_the_end("rid of an answer that nobody has read", |seen| seen.done);
     let answer = talk.finish();
     case.client("body is the same", (answer.body.len(), answer.body == body), (body.len(), true));
+    Mark::Yes
+}
+
+pub fn both_at_once(case: &Case<'_>) -> Mark {
+    case.will([Step::Head(200, Vec::new()), data("first"), Step::Hold, Step::Read, data("second"), Step::End]);
+    let mut ask = case.post();
+    ask.length = Length::Told(10);
+    let mut talk = case.streaming().open(&ask);
+    talk.send(b"hello");
+    case.client("status", talk.head().status, 200);
+    case.client("first part", text(&talk.part(5)), "first");
+    case.app("whole", case.seen().whole, false);
+    talk.send(b"there");
+    talk.end(&[]);
+    case.release();
+    let answer = talk.finish();
+    case.client("answer", (answer.text(), answer.broken), ("firstsecond".to_owned(), None));
+    case.app_in_the_end("done", |seen| seen.done);
+    case.app("body", text(&case.seen().body), "hellothere");
     Mark::Yes
 }

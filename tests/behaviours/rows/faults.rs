@@ -5,6 +5,7 @@ use crate::behaviours::client::Length;
 use crate::behaviours::rows::{MIB, pseudo};
 use crate::behaviours::{Case, Mark, data, fields};
 use crate::streaming::noise;
+use crate::support::eventually;
 use crate::support::frames::{DATA, END_STREAM, Frames, Outcome};
 use crate::support::wire::text;
 
@@ -133,4 +134,30 @@ pub fn misfit(case: &Case<'_>) -> Mark {
     }
     case.app("whole requests", case.all_seen().iter().filter(|seen| seen.whole).count(), 0);
     Mark::Yes
+}
+
+pub fn talks_on(case: &Case<'_>) -> Mark {
+    let (head, evil) =
+        (Step::Head(200, fields(&[("content-length", "5")])), "HTTP/1.1 299 Evil\r\nContent-Length: 0\r\n\r\n");
+    let at_once = Step::Data(format!("hello{evil}").into());
+    // In one breath, and when the connection has become idle.
+    let scripts =
+        [vec![Step::Read, head.clone(), at_once], vec![Step::Read, head, data("hello"), Step::Hold, data(evil)]];
+    let h2c = case.upstream == Upstream::H2c;
+    for script in scripts {
+        case.will(script);
+        let first = case.ask(&case.get());
+        case.release();
+        let seen = case.all_seen().len();
+        // Unless its stream has been reset.
+        eventually("the app has said it", || case.all_seen().iter().all(|seen| h2c || seen.done).then_some(()));
+        for answer in [first, case.ask(&case.get())] {
+            // In HTTP/2 it is a part of the body, which breaks; a client that was told a length may have it whole before.
+            let broken = h2c && (answer.status == 502 || answer.broken.is_some());
+            let whole = (answer.status, answer.text()) == (200, "hello".to_owned());
+            case.client("whole or broken", broken || whole, true);
+        }
+        case.app("requests", case.all_seen().len(), seen + 1);
+    }
+    if h2c { Mark::No("what an app says beyond the length breaks its answer in HTTP/2") } else { Mark::Yes }
 }

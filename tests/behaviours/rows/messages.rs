@@ -213,3 +213,32 @@ pub fn response_trailers(case: &Case<'_>) -> Mark {
     case.app("te", case.seen().field("te"), te);
     Mark::Yes
 }
+
+pub fn long_fields(case: &Case<'_>) -> Mark {
+    let long = "long ".repeat(4000).trim_end().to_owned();
+    case.will([Step::Read, Step::Head(200, fields(&[("x-long", &long), ("content-length", "5")])), data("hello")]);
+    let answer = case.ask(&case.get().with("x-long", &long));
+    case.client("status", answer.status, 200);
+    case.client("field", answer.field("x-long"), Some(&*long));
+    case.app("field", case.seen().field("x-long"), Some(&*long));
+    Mark::Yes
+}
+
+pub fn beyond_ascii(case: &Case<'_>) -> Mark {
+    let name = "attachment; filename=\"Füße.txt\"";
+    case.will([Step::Read, Step::Head(200, fields(&[("content-disposition", name)])), data("hello")]);
+    let answer = case.ask(&case.get().with("x-name", name));
+    case.client("status", answer.status, 200);
+    case.client("field", answer.field("content-disposition"), Some(name));
+    case.app("field", case.seen().field("x-name"), Some(name));
+    Mark::Yes
+}
+
+pub fn unasked_100(case: &Case<'_>) -> Mark {
+    let head = Step::Head(200, fields(&[("content-length", "5")]));
+    case.will([Step::Interim(100, Vec::new()), Step::Read, head, data("hello")]);
+    let answer = case.ask(&case.post().body(b"hello"));
+    case.client("answer", (answer.status, answer.text(), answer.broken), (200, "hello".to_owned(), None));
+    case.app("body", text(&case.seen().body), "hello");
+    Mark::Yes
+}

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::behaviours::app::Step;
+use crate::behaviours::app::{Step, Upstream};
 use crate::behaviours::{Case, Mark, data};
 use crate::support::frames::{Frames, Outcome};
 use crate::support::wire::text;
@@ -81,5 +81,20 @@ pub fn websocket(case: &Case<'_>) -> Mark {
     let echo = tunnel.input.exactly(9).unwrap_or_else(|broken| panic!("{broken}"));
     case.client("echo", text(&echo), "\0ping\r\n\r\n");
     case.app("upgrade", case.seen().field("upgrade"), Some("websocket"));
+    Mark::Yes
+}
+
+pub fn unasked_101(case: &Case<'_>) -> Mark {
+    case.will([Step::Switch]);
+    let answer = case.ask(&case.get());
+    if case.upstream == Upstream::H2c {
+        case.client("status", answer.status, 501);
+        case.app("upgrade", case.seen().field("upgrade"), None);
+        return Mark::No("HTTP/2 has no 101: what the app says in its place is passed on");
+    }
+    case.client("status", answer.status, 502);
+    case.client("upgrade", answer.field("upgrade"), None);
+    case.app("upgrade", case.seen().field("upgrade"), None);
+    case.app_in_the_end("left alone", |seen| seen.gone);
     Mark::Yes
 }
