@@ -9,7 +9,7 @@ mod versions;
 
 use super::Row;
 
-pub const ROWS: [(&str, Row); 48] = [
+pub const ROWS: [(&str, Row); 49] = [
     ("plain GET", messages::plain_get),
     ("path and query, byte for byte", messages::path_and_query),
     ("fields that stand more than once", messages::repeated_fields),
@@ -55,6 +55,7 @@ pub const ROWS: [(&str, Row); 48] = [
     ("app closes within a body with a length", faults::closed_within_a_length),
     ("app closes within a body without one", faults::closed_within_a_body),
     ("app goes on talking after its answer", faults::talks_on),
+    ("client that says no more is answered", faults::says_no_more),
     ("client leaves: the app is told", faults::client_leaves),
     ("client leaves within the answer: the app is told", faults::client_leaves_an_answer),
     ("body that doesn't fit its length", faults::misfit),

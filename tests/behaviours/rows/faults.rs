@@ -161,3 +161,18 @@ pub fn talks_on(case: &Case<'_>) -> Mark {
     }
     if h2c { Mark::No("what an app says beyond the length breaks its answer in HTTP/2") } else { Mark::Yes }
 }
+
+pub fn says_no_more(case: &Case<'_>) -> Mark {
+    case.will([Step::Read, Step::Hold, Step::Head(200, fields(&[("content-length", "5")])), data("hello")]);
+    let mut talk = case.door().open(&case.get());
+    // In HTTP/2 the request has said so itself.
+    if !case.listener.is_http2() {
+        talk.stop_short();
+    }
+    case.app("done", case.seen().done, false);
+    case.release();
+    let answer = talk.finish();
+    case.client("answer", (answer.status, answer.text(), answer.broken), (200, "hello".to_owned(), None));
+    case.app_in_the_end("done", |seen| seen.done);
+    Mark::Yes
+}
