@@ -79,7 +79,7 @@ fn settled(clients: &[Lazy]) -> Vec<(usize, bool)> {
 
 #[test]
 fn the_last_bytes_of_an_answer_are_not_left_lying_for_ever() {
-    let task = Task::start(&[SELF_SIGNED, ("HOSTWARD_BODY_TIMEOUT", "5s"), ("HOSTWARD_IDLE_TIMEOUT", "1h")], |talk| {
+    let task = Task::start(&[SELF_SIGNED, ("HOSTWARD_BODY_TIMEOUT", "3s"), ("HOSTWARD_IDLE_TIMEOUT", "1h")], |talk| {
         let size = talk.request.target[1..].parse().unwrap();
         talk.reply(answer("200 OK", "", &"x".repeat(size)))
     });
@@ -101,8 +101,8 @@ fn the_last_bytes_of_an_answer_are_not_left_lying_for_ever() {
         let open = in_the_kernel(&clients);
         held.iter().all(|number| !open[*number].1).then_some(())
     });
-    // None of them has shown any life: one timeout, not one after another.
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    // The stream's time, and on a machine with other work to do the connection's after it; not one after another.
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
     // What has left hostward may lie for as long as a connection may be idle.
     assert!(in_the_kernel(&clients)[0].1);
 }
