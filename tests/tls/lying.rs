@@ -94,7 +94,8 @@ fn the_last_bytes_of_an_answer_are_not_left_lying_for_ever() {
     let more = unread[0].0 - clients[0].size;
     let left: Vec<_> =
         clients.iter().zip(&unread).map(|(client, (bytes, _))| (client.size + more).saturating_sub(*bytes)).collect();
-    let held: Vec<_> = (0..clients.len()).filter(|number| left[*number] > 500).collect();
+    // As exactly as that is known: connections differ by some hundred bytes of records and frames.
+    let held: Vec<_> = (0..clients.len()).filter(|number| left[*number] > 2000).collect();
     let by_tls_alone = held.iter().filter(|number| left[**number] < 15_000).count();
     assert!(by_tls_alone > 0 && by_tls_alone < held.len() && held.len() < clients.len(), "{left:?}");
     eventually("hostward has let go of them", || {
