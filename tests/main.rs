@@ -9,6 +9,7 @@ mod behaviours;
 mod buffering;
 mod client_limits;
 mod commands;
+mod conformance;
 mod discovery;
 mod docker;
 mod drain;
