@@ -15,6 +15,8 @@ use std::thread;
 
 use self::origin::Origin;
 use self::table::Case;
+use crate::support::Task;
+use crate::support::app::{Then, answer};
 use crate::support::hostward::Hostward;
 
 /// hostward before an app that speaks in one way.
@@ -91,6 +93,41 @@ fn what_is_ambiguous_is_refused_and_everything_else_arrives_byte_for_byte() {
     assert!(total.cases >= requests.len() + responses.len() && total.refused > 0 && total.forwarded > 0);
 }
 
+/// Nor is it when the app has answered before the body came, and takes the rest afterwards.
+#[test]
+fn what_is_left_of_a_body_behind_an_early_answer_is_no_request() {
+    for way in ["off", "auto"] {
+        let task = Task::start(&[("HOSTWARD_BUFFER_REQUESTS", way), ("HOSTWARD_THREADS", "1")], |talk| {
+            let own = talk.request.target.clone();
+            let sent = talk.send(answer("200 OK", "", &own)).is_ok();
+            if talk.body().is_ok() && sent { Then::Keep } else { Then::Close }
+        });
+        let body = "GET /smuggled HTTP/1.1\r\nHost: www.example.com\r\n\r\n";
+        for border in 0..body.len() {
+            let mut client = task.client();
+            client.send(format!(
+                "POST /early HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            ));
+            client.send(&body[..border]);
+            if way == "off" {
+                assert_eq!(client.answer().expect(200).text(), "/early");
+            }
+            client.try_send(&body[border..]).ok();
+            client.try_send("GET /next HTTP/1.1\r\nHost: www.example.com\r\n\r\n").ok();
+            if way == "auto" {
+                assert_eq!(client.answer().expect(200).text(), "/early");
+            }
+            // hostward may as well have closed the connection.
+            if let Ok(answer) = client.try_answer() {
+                assert_eq!((answer.status, &*answer.text()), (200, "/next"), "{way} {border}");
+            }
+            assert_eq!(task.get("/other").text(), "/other", "{way} {border}");
+        }
+        assert!(task.app.requests().iter().all(|request| request.target != "/smuggled"));
+    }
+}
+
 /// Tries every case in one way.
 fn run(way: &Way, requests: &[Case], responses: &[Case]) -> (&'static str, Outcome) {
     let mut outcome = Outcome::default();
@@ -116,9 +153,9 @@ fn run(way: &Way, requests: &[Case], responses: &[Case]) -> (&'static str, Outco
                     Ok(Ok(())) => {
                         let refused = !matches!(case.outcome(way), "forwarded" | "forwarded-once" | "relayed");
                         if refused {
-                            count.refused += 1
+                            count.refused += 1;
                         } else {
-                            count.forwarded += 1
+                            count.forwarded += 1;
                         }
                         return true;
                     }

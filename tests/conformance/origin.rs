@@ -173,8 +173,14 @@ pub fn send(stream: &mut impl Write, pieces: &[Vec<u8>]) -> bool {
 /// The next whole request.
 fn next(stream: &mut TcpStream, input: &mut Vec<u8>, shared: &Shared) -> Option<Vec<u8>> {
     loop {
-        if let Some(end) = end(input)? {
-            return Some(input.drain(..end).collect());
+        match end(input) {
+            Ok(end) => return Some(input.drain(..end).collect()),
+            Err(Not::Whole) => {}
+            Err(Not::Strict) => {
+                // Shown with the requests, where nobody expects it.
+                shared.requests.lock().unwrap().push(std::mem::take(input));
+                return None;
+            }
         }
         let mut buffer = [0; 16 * 1024];
         let count = stream.read(&mut buffer).ok().filter(|count| *count > 0)?;
@@ -183,44 +189,54 @@ fn next(stream: &mut TcpStream, input: &mut Vec<u8>, shared: &Shared) -> Option<
     }
 }
 
-/// Where the first request ends: `Some(None)` when it isn't there yet, `None` when it is no request of hostward's.
-fn end(input: &[u8]) -> Option<Option<usize>> {
-    let Some(head) = input.windows(4).position(|window| window == b"\r\n\r\n") else { return Some(None) };
+/// Why bytes don't begin with a request.
+enum Not {
+    /// The rest of it has yet to come.
+    Whole,
+    /// hostward would never write that.
+    Strict,
+}
+
+/// Where the first request ends.
+fn end(input: &[u8]) -> Result<usize, Not> {
+    let head = input.windows(4).position(|window| window == b"\r\n\r\n").ok_or(Not::Whole)?;
     let (mut length, mut chunked) = (None, false);
     for line in split(&input[..head]).skip(1) {
-        let colon = line.iter().position(|byte| *byte == b':')?;
+        let colon = line.iter().position(|byte| *byte == b':').ok_or(Not::Strict)?;
         let value = std::str::from_utf8(&line[colon + 1..]).map(str::trim);
         match &line[..colon].to_ascii_lowercase()[..] {
-            b"content-length" if length.is_none() => length = Some(value.ok()?.parse::<usize>().ok()?),
+            b"content-length" if length.is_none() => length = value.ok().map(str::parse::<usize>),
             b"transfer-encoding" if !chunked && value == Ok("chunked") => chunked = true,
-            b"content-length" | b"transfer-encoding" => return None,
+            b"content-length" | b"transfer-encoding" => return Err(Not::Strict),
             _ => {}
         }
     }
     let mut at = head + 4;
-    if !chunked {
-        at += length.unwrap_or(0);
-        return Some((input.len() >= at).then_some(at));
+    match length {
+        Some(_) if chunked => return Err(Not::Strict),
+        Some(length) => at += length.map_err(|_| Not::Strict)?,
+        None => {}
     }
-    if length.is_some() {
-        return None;
+    let until = |text: &[u8], at: usize| {
+        let found = input[at..].windows(text.len()).position(|window| window == text);
+        found.map(|found| at + found).ok_or(Not::Whole)
+    };
+    if !chunked {
+        return if input.len() < at { Err(Not::Whole) } else { Ok(at) };
     }
     loop {
-        let Some(line) = input[at..].windows(2).position(|window| window == b"\r\n") else { return Some(None) };
-        let size = usize::from_str_radix(std::str::from_utf8(&input[at..at + line]).ok()?, 16).ok()?;
-        at += line + 2;
+        let line = until(b"\r\n", at)?;
+        let size = std::str::from_utf8(&input[at..line]).map_err(|_| Not::Strict)?;
+        let size = usize::from_str_radix(size, 16).map_err(|_| Not::Strict)?;
         if size == 0 {
-            let rest = &input[at..];
-            if rest.starts_with(b"\r\n") {
-                return Some(Some(at + 2));
-            }
-            return Some(rest.windows(4).position(|window| window == b"\r\n\r\n").map(|end| at + end + 4));
+            // The last chunk's own line end begins the empty line, if there are no trailers.
+            return Ok(until(b"\r\n\r\n", line)? + 4);
         }
-        at += size;
+        at = line + 2 + size;
         match input.get(at..at + 2) {
-            None => return Some(None),
+            None => return Err(Not::Whole),
             Some(b"\r\n") => at += 2,
-            Some(_) => return None,
+            Some(_) => return Err(Not::Strict),
         }
     }
 }

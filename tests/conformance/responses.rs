@@ -98,7 +98,7 @@ fn closing(case: &Case) -> Vec<u8> {
     }
     let mut at = 0;
     loop {
-        let Some(end) = seen[at..].windows(4).position(|window| window == b"\r\n\r\n") else { return seen.to_vec() };
+        let Some(end) = seen[at..].windows(4).position(|window| window == b"\r\n\r\n") else { return seen.clone() };
         if seen[at..].starts_with(b"HTTP/1.1 1") {
             at += end + 4;
             continue;
