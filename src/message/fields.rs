@@ -53,13 +53,27 @@ pub fn strip_response(headers: &mut HeaderMap) {
 
 /// Whether an app's response can be delimited in one way only: RFC 9112 §6.3. A length beside a transfer
 /// coding, or a coding other than one `chunked`, is how answers are split.
-pub fn is_response_framing_plain(headers: &HeaderMap) -> bool {
+///
+/// hyper looks at the lengths where there is a body, and not at those of a 304 or an answer to a `HEAD`; it
+/// lets a list of equal ones pass, and its server answers nothing at all when two lines stand there.
+pub fn is_response_framing_plain(headers: &mut HeaderMap) -> bool {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let length = lengths.next().cloned();
+    if let Some(length) = &length {
+        let number = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+        let mut others = 0;
+        if !number || !lengths.inspect(|_| others += 1).all(|other| other == length) {
+            return false;
+        }
+        if others > 0 {
+            // RFC 9110 §8.6: "replace the duplicated field values with a single valid Content-Length field".
+            headers.insert(header::CONTENT_LENGTH, length.clone());
+        }
+    }
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => true,
-        (Some(coding), None) => {
-            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && !headers.contains_key(header::CONTENT_LENGTH)
-        }
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none(),
         (Some(_), Some(_)) => false,
     }
 }
@@ -282,11 +296,22 @@ mod tests {
 
     #[test]
     fn a_response_that_can_be_delimited_in_two_ways_is_not_plain() {
-        let plain = |lines: &[(&str, &str)]| is_response_framing_plain(&map(lines));
+        let plain = |lines: &[(&str, &str)]| is_response_framing_plain(&mut map(lines));
         assert!(plain(&[("Content-Length", "5")]) && plain(&[("Transfer-Encoding", "Chunked")]) && plain(&[]));
         assert!(!plain(&[("Content-Length", "5"), ("Transfer-Encoding", "chunked")]));
         assert!(!plain(&[("Transfer-Encoding", "chunked, gzip")]));
+        for length in ["", "+5", "abc", "5, 5", "0x5"] {
+            assert!(!plain(&[("Content-Length", length)]), "{length}");
+        }
+        assert!(!plain(&[("Content-Length", "5"), ("Content-Length", "6")]));
         assert!(!plain(&[("Transfer-Encoding", "gzip"), ("Transfer-Encoding", "chunked")]));
+    }
+
+    #[test]
+    fn of_two_equal_lengths_one_goes_on() {
+        let mut headers = map(&[("Content-Length", "5"), ("Content-Length", "5")]);
+        assert!(is_response_framing_plain(&mut headers));
+        assert_eq!(headers.get_all("content-length").iter().collect::<Vec<_>>(), ["5"]);
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Proxy {
 
         match answer? {
             Answer::Response(mut response) => {
-                if !fields::is_response_framing_plain(response.headers()) {
+                if !fields::is_response_framing_plain(response.headers_mut()) {
                     return Err(Failure::ResponseMalformed);
                 }
                 fields::strip_response(response.headers_mut());
