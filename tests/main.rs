@@ -28,6 +28,7 @@ mod read_ahead;
 mod readme;
 mod real_apps;
 mod regression;
+mod rolling;
 mod settings;
 mod streaming;
 mod support;
