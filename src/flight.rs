@@ -182,9 +182,11 @@ impl Flight {
         may
     }
 
-    /// Bytes of the answer are handed out.
+    /// Bytes of the answer are handed out. Where nobody says what becomes of them, they are not counted.
     pub fn hand_out(&self, bytes: usize) {
-        self.unwritten.set(self.unwritten.get() + bytes);
+        if self.keeps_pace.get() {
+            self.unwritten.set(self.unwritten.get() + bytes);
+        }
     }
 
     /// Bytes were written, of the answer or of its framing.
@@ -223,3 +225,23 @@ impl Flight {
 
 /// Bytes of interim responses that wait for the client.
 const MAX_INTERIM: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timers::Timers;
+
+    #[test]
+    fn only_what_somebody_will_say_was_written_counts_as_unwritten() {
+        let flight = Flight::new(Timers::new().timer());
+        // An HTTP/2 stream's: a long answer would take up the whole budget, byte by byte, and never give it back.
+        flight.hand_out(100);
+        assert_eq!(flight.unwritten.get(), 0);
+        assert!(flight.may_hand_out(0));
+        flight.keep_pace();
+        flight.hand_out(100);
+        assert!(!flight.may_hand_out(99) && flight.may_hand_out(100));
+        flight.wrote(60);
+        assert_eq!(flight.unwritten.get(), 40);
+    }
+}
