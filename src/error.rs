@@ -66,6 +66,8 @@ pub enum Failure {
     SpoolFailed,
     /// No memory for the request body became free.
     MemoryFull,
+    /// No file descriptor for a connection to the app.
+    OutOfDescriptors,
     /// A bug in hostward.
     Internal,
 }
@@ -104,7 +106,9 @@ impl Failure {
             | Self::ResponseMalformed
             | Self::UpgradeFailed => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull => StatusCode::SERVICE_UNAVAILABLE,
+            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -136,7 +140,7 @@ impl Failure {
             Self::ResponseMalformed => "http_protocol_error",
             Self::UpgradeFailed => "http_upgrade_failed",
             Self::LimitReached => "connection_limit_reached",
-            Self::SpoolFailed | Self::MemoryFull | Self::Internal => "proxy_internal_error",
+            Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors | Self::Internal => "proxy_internal_error",
         }
     }
 
@@ -155,6 +159,7 @@ impl Failure {
             Self::Forbidden => "socket_forbidden",
             Self::SpoolFailed => "spool_failed",
             Self::MemoryFull => "memory_full",
+            Self::OutOfDescriptors => "out_of_descriptors",
             _ => self.token(),
         }
     }
@@ -186,7 +191,9 @@ impl Failure {
             | Self::ResponseTimeout
             | Self::ResponseMalformed
             | Self::UpgradeFailed => Side::App,
-            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull | Self::Internal => Side::Hostward,
+            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors | Self::Internal => {
+                Side::Hostward
+            }
         }
     }
 
@@ -209,6 +216,7 @@ impl Failure {
             Self::LimitReached => "no connection to the app free",
             Self::SpoolFailed => "no room on disk for a request body",
             Self::MemoryFull => "no memory for a request body",
+            Self::OutOfDescriptors => "out of file descriptors",
             Self::Internal => "internal error",
         }
     }
@@ -261,6 +269,9 @@ impl Failure {
             Self::MemoryFull => {
                 "give the container more memory (bodies get a quarter), or a HOSTWARD_BUFFER_DIR that can be written"
             }
+            Self::OutOfDescriptors => {
+                "raise `ulimits` (nofile) in the task definition, or lower HOSTWARD_MAX_CONNECTIONS"
+            }
             Self::Internal => "please report this with the log line",
         }
     }
@@ -295,6 +306,7 @@ impl fmt::Display for Failure {
             Self::LimitReached => f.write_str("the application is busy"),
             Self::SpoolFailed => f.write_str("the request body can't be stored"),
             Self::MemoryFull => f.write_str("there is no memory for the request body"),
+            Self::OutOfDescriptors => f.write_str("there are too many connections"),
             Self::Internal => f.write_str("an internal error"),
         }
     }

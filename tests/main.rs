@@ -15,6 +15,7 @@ mod docker;
 mod drain;
 mod endurance;
 mod expectation;
+mod faults;
 mod fields;
 mod forwarded;
 mod framing;

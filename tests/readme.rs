@@ -163,7 +163,7 @@ fn read_sources(directory: &Path, all: &mut String) {
 }
 
 /// One of each kind that is answered: a client that has left gets nothing.
-const FAILURES: [Failure; 27] = [
+const FAILURES: [Failure; 28] = [
     Failure::Malformed(""),
     Failure::PlainHttp,
     Failure::UnknownCoding,
@@ -190,5 +190,6 @@ const FAILURES: [Failure; 27] = [
     Failure::LimitReached,
     Failure::SpoolFailed,
     Failure::MemoryFull,
+    Failure::OutOfDescriptors,
     Failure::Internal,
 ];

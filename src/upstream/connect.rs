@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::{Endpoint, is_metadata_address};
@@ -139,6 +140,11 @@ impl Connector {
         match tokio::time::timeout(self.timeout, address.connect()).await {
             Err(_) => Err(Failure::ConnectTimeout),
             Ok(Ok(socket)) => Ok((socket, address)),
+            Ok(Err(error))
+                if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE)) =>
+            {
+                Err(Failure::OutOfDescriptors)
+            }
             Ok(Err(error)) => Err(match error.kind() {
                 // A path that isn't there yet, or whose listener is gone.
                 io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::ConnectionRefused,

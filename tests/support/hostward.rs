@@ -141,6 +141,12 @@ impl Hostward {
         self.log.text.lock().unwrap().join("\n")
     }
 
+    /// From its next line on, the log has another reader.
+    pub fn read_log(&self, reader: LogReader) {
+        *self.log.reader.lock().unwrap() = reader;
+        self.log.another.notify_all();
+    }
+
     /// The child's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -208,6 +214,20 @@ struct Log {
     text: Mutex<Vec<String>>,
     changed: Condvar,
     ended: Mutex<u8>,
+    reader: Mutex<LogReader>,
+    another: Condvar,
+}
+
+/// Who reads what hostward writes.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogReader {
+    /// Somebody who takes it as it comes.
+    #[default]
+    Reads,
+    /// Somebody who takes no more, as a log driver that can't be rid of it.
+    Stalls,
+    /// Nobody any more.
+    Leaves,
 }
 
 impl Log {
@@ -217,6 +237,11 @@ impl Log {
             for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
                 log.text.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
                 log.changed.notify_all();
+                let reader = log.reader.lock().unwrap();
+                let reader = log.another.wait_while(reader, |reader| *reader == LogReader::Stalls).unwrap();
+                if *reader == LogReader::Leaves {
+                    break;
+                }
             }
             *log.ended.lock().unwrap() += 1;
             log.changed.notify_all();
