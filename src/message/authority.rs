@@ -124,12 +124,10 @@ fn parse_name(name: &str) -> Result<Host<'_>, InvalidAuthority> {
     if name.starts_with('.') || name.contains("..") {
         return Err(InvalidAuthority::EmptyLabel);
     }
+    let name = name.strip_suffix('.').unwrap_or(name);
     // Strictly four decimal numbers (RFC 3986 §3.2.2 `IPv4address`): `0x7f.1` and `010.0.0.1` stay names,
     // which no list of addresses matches.
-    if let Ok(address) = name.parse::<Ipv4Addr>() {
-        return Ok(Host::Ip(IpAddr::V4(address)));
-    }
-    Ok(Host::Name(name.strip_suffix('.').unwrap_or(name)))
+    Ok(name.parse::<Ipv4Addr>().map_or(Host::Name(name), |address| Host::Ip(IpAddr::V4(address))))
 }
 
 /// RFC 3986 §3.2.2: `reg-name = *( unreserved / pct-encoded / sub-delims )`, here without the comma, which
@@ -183,6 +181,12 @@ mod tests {
         assert_eq!(ip("[2001:DB8::1]:65535"), ("2001:db8::1".parse().unwrap(), Some(65535)));
         assert_eq!(ip("[::1]"), ("::1".parse().unwrap(), None));
         assert_eq!(name("host:0").1, Some(0));
+    }
+
+    #[test]
+    fn an_address_with_a_dot_behind_it_is_no_name() {
+        assert_eq!(ip("10.0.2.100.:8080"), ("10.0.2.100".parse().unwrap(), Some(8080)));
+        assert_eq!(Authority::parse(b"10.0.2.100.").unwrap().text, "10.0.2.100.");
     }
 
     #[test]
