@@ -106,6 +106,10 @@ async fn read_v2(stream: &mut TcpStream) -> Result<Header, Refusal> {
 }
 
 fn parse_v1(line: &[u8]) -> Result<Header, Refusal> {
+    // `ppp` doesn't ask it of an UNKNOWN.
+    if !line.ends_with(b"\r\n") {
+        return Err(Refusal::Malformed);
+    }
     let header = v1::Header::try_from(line).map_err(|_| Refusal::Malformed)?;
     Ok(match header.addresses {
         v1::Addresses::Tcp4(found) => named(found.source_address.into(), found.source_port),
@@ -215,6 +219,13 @@ mod tests {
             "PROXY UDP4 203.0.113.9 10.0.0.1 1 2\r\n",
             "PROXY tcp4 203.0.113.9 10.0.0.1 1 2\r\n",
         ] {
+            assert_eq!(parse_v1(line.as_bytes()), Err(Refusal::Malformed), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_names_nobody_ends_in_crlf_too() {
+        for line in ["PROXY UNKNOWN\n", "PROXY UNKNOWN a b \n"] {
             assert_eq!(parse_v1(line.as_bytes()), Err(Refusal::Malformed), "{line}");
         }
     }
