@@ -126,7 +126,8 @@ pub fn write_forwarded(headers: &mut HeaderMap, client: IpAddr) {
 /// Stops at what is no address: whoever stands left of it can't be vouched for.
 fn client_address(headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
     let mut client = None;
-    for line in headers.get_all(X_FORWARDED_FOR).iter().rev() {
+    // Empty lines say nothing, and `continued` leaves them out: whoever comes next must find the same client.
+    for line in headers.get_all(X_FORWARDED_FOR).iter().rev().filter(|line| !line.is_empty()) {
         for element in line.as_bytes().rsplit(|b| *b == b',') {
             let Some(address) = node(element) else { return client };
             client = Some(address);
@@ -308,6 +309,14 @@ mod tests {
         assert_eq!(client("203.0.113.5, junk, 10.0.0.9"), "10.0.0.9");
         assert_eq!(client("203.0.113.5, "), "10.0.1.7");
         assert_eq!(client("unknown"), "10.0.1.7");
+    }
+
+    #[test]
+    fn an_empty_line_does_not_hide_the_client() {
+        let lines = [("x-forwarded-for", "203.0.113.5"), ("x-forwarded-for", "")];
+        let (headers, origin) = written("10.0.1.7", &lines);
+        assert_eq!(origin.client.to_string(), "203.0.113.5");
+        assert_eq!(headers["x-forwarded-for"], "203.0.113.5, 10.0.1.7");
     }
 
     #[test]
