@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::message::authority::parse_port;
 use crate::networks::Networks;
 
 /// The other end of a connection: what is the same for all its requests.
@@ -181,7 +182,7 @@ fn scheme_of(text: &[u8]) -> Option<&'static str> {
 }
 
 fn is_port(text: &[u8]) -> bool {
-    !text.is_empty() && text.len() <= 5 && text.iter().all(u8::is_ascii_digit)
+    std::str::from_utf8(text).is_ok_and(|digits| parse_port(digits).is_ok())
 }
 
 /// An id goes into the log and perhaps into a page: visible ASCII, no quotes, and not for ever.
@@ -309,6 +310,13 @@ mod tests {
         assert_eq!(client("203.0.113.5, junk, 10.0.0.9"), "10.0.0.9");
         assert_eq!(client("203.0.113.5, "), "10.0.1.7");
         assert_eq!(client("unknown"), "10.0.1.7");
+    }
+
+    #[test]
+    fn a_port_that_no_socket_has_is_not_passed_on() {
+        for (port, expected) in [("65536", "8080"), ("99999", "8080"), ("65535", "65535"), ("0443", "0443")] {
+            assert_eq!(written("10.0.1.7", &[("x-forwarded-port", port)]).0["x-forwarded-port"], expected);
+        }
     }
 
     #[test]
