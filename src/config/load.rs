@@ -12,6 +12,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::mistake::{Mistake, Mistakes};
 use super::reader::Reader;
+use super::tls::is_pem;
 use super::values::{self, Fault};
 use super::{
     AccessLog, BufferRequests, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Protocol, ProxyProtocol,
@@ -274,8 +275,12 @@ impl Reader {
     fn metadata(&mut self, environment: &HashMap<String, OsString>) -> MetadataSource {
         let mut text = |variable: &str| {
             let value = environment.get(variable)?;
+            let shown = value.to_string_lossy();
+            if is_pem(&shown) {
+                self.warnings.push(Mistake::new(variable, None, "this is PEM, ignored", "Set it anew."));
+                return None;
+            }
             let Some(text) = value.to_str() else {
-                let shown = value.to_string_lossy();
                 self.warnings.push(Mistake::new(variable, Some(&shown), "not UTF-8, ignored", "Set it anew."));
                 return None;
             };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::mistake::{Mistake, show};
 use super::settings::{Default as Fallback, Kind, PREFIX, SETTINGS, Setting};
-use super::tls::shown;
+use super::tls::{is_pem, shown, takes_pem};
 use super::values::{self, Fault};
 use super::{Flags, Given, Source, Sources};
 
@@ -188,7 +188,13 @@ impl Reader {
             return None;
         };
         let text = self.texts[at].clone()?;
-        if let Some(fault) = values::misplaced(&text) {
+        // As a whole: item by item, what is between its first and its last line would be shown.
+        let fault = if is_pem(&text) && !takes_pem(&SETTINGS[at]) {
+            Some(Fault::with("this is PEM", "A certificate or a key goes into HOSTWARD_TLS_CERT or HOSTWARD_TLS_KEY."))
+        } else {
+            values::misplaced(&text)
+        };
+        if let Some(fault) = fault {
             self.wrong_value(at, &text, fault);
             return None;
         }

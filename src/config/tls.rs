@@ -100,7 +100,7 @@ impl Reader {
 }
 
 fn pem(_: &'static super::Kind, text: &str) -> Result<Pem, Fault> {
-    if text.contains(BEGIN) {
+    if is_pem(text) {
         // Many a tool that fills in variables leaves a PEM on one line, with the ends of its lines written out.
         return Ok(Pem::Text(if text.contains('\n') { text.into() } else { text.replace("\\n", "\n") }));
     }
@@ -113,17 +113,27 @@ fn pem(_: &'static super::Kind, text: &str) -> Result<Pem, Fault> {
 /// What of a setting's value may be shown. PEM is not, wherever it was put by mistake; nor is what may be the
 /// inside of one in the settings that take PEM.
 pub(super) fn shown(setting: &Setting, value: &str) -> String {
-    match setting.variable {
-        "HOSTWARD_TLS_CERT" | "HOSTWARD_TLS_KEY" => showable(value),
-        _ if value.contains(BEGIN) => PEM.into(),
+    match value {
+        _ if takes_pem(setting) => showable(value),
+        _ if is_pem(value) => PEM.into(),
         _ => value.into(),
     }
+}
+
+/// Whether a setting's value may be PEM.
+pub(super) fn takes_pem(setting: &Setting) -> bool {
+    matches!(setting.variable, "HOSTWARD_TLS_CERT" | "HOSTWARD_TLS_KEY")
+}
+
+/// Whether a value is, or has, a certificate or a key.
+pub(super) fn is_pem(value: &str) -> bool {
+    value.contains(BEGIN)
 }
 
 fn showable(value: &str) -> String {
     let known = ["/", "./", "../", "arn:", "$"].iter().any(|start| value.starts_with(start)) && !value.contains('\n');
     let known = known || value.len() <= SHORTER_THAN_ANY_KEY;
-    if value.contains(BEGIN) {
+    if is_pem(value) {
         PEM.into()
     } else if known {
         value.into()
@@ -139,6 +149,9 @@ const SHORTER_THAN_ANY_KEY: usize = 40;
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
     use super::super::{Flags, load};
     use super::*;
 
@@ -197,5 +210,21 @@ mod tests {
         }
         let tls = loaded(&[("TLS", "files"), ("TLS_CERT", "/a.pem"), ("TLS_KEY", TEXT)]).unwrap();
         assert_eq!(format!("{tls:?}"), "Files { cert: /a.pem, key: (PEM) }");
+    }
+
+    #[test]
+    fn a_key_in_a_list_is_not_shown_item_by_item() {
+        for setting in ["ALLOWED_HOSTS", "PROBE_HOSTS", "TRUSTED_PROXIES", "TASK_IP"] {
+            let environment = [("HOSTWARD_ALLOWED_HOSTS", "a.example"), (&format!("HOSTWARD_{setting}"), TEXT)]
+                .map(|(name, value)| (name.into(), value.into()));
+            let mistakes = load(&Flags::default(), environment, false).unwrap_err().list;
+            assert_eq!((mistakes.len(), mistakes[0].value.as_deref()), (1, Some(PEM)), "{mistakes:?}");
+        }
+        for text in [TEXT.as_bytes().to_vec(), [TEXT.as_bytes(), b"\xff"].concat()] {
+            let environment = [("HOSTWARD_ALLOWED_HOSTS".into(), "a.example".into())];
+            let pods = ("POD_IPS".into(), OsString::from_vec(text));
+            let warnings = load(&Flags::default(), environment.into_iter().chain([pods]), false).unwrap().warnings;
+            assert!(warnings.len() == 1 && !format!("{warnings:?}").contains("c2VjcmV0"), "{warnings:?}");
+        }
     }
 }
