@@ -106,8 +106,14 @@ async fn read_v2(stream: &mut TcpStream) -> Result<Header, Refusal> {
 }
 
 fn parse_v1(line: &[u8]) -> Result<Header, Refusal> {
-    // `ppp` doesn't ask it of an UNKNOWN.
-    if !line.ends_with(b"\r\n") {
+    // `ppp` takes a CR for a space.
+    let text = line.strip_suffix(b"\r\n").filter(|text| !text.contains(&b'\r')).ok_or(Refusal::Malformed)?;
+    // Section 2.1: "the receiver must ignore anything presented before the CRLF is found". `ppp` reads four words of it.
+    if text.strip_prefix(b"PROXY UNKNOWN").is_some_and(|rest| rest.is_empty() || rest[0] == b' ') {
+        return Ok(Header::NamesNobody);
+    }
+    // And `+80` for a port.
+    if text.contains(&b'+') {
         return Err(Refusal::Malformed);
     }
     let header = v1::Header::try_from(line).map_err(|_| Refusal::Malformed)?;
@@ -119,6 +125,10 @@ fn parse_v1(line: &[u8]) -> Result<Header, Refusal> {
 }
 
 fn parse_v2(header: &[u8]) -> Result<Header, Refusal> {
+    // Section 2.2: of a LOCAL the receiver "must discard the protocol block including the family which is ignored".
+    if header[V2_FIXED - 4] == V2_LOCAL {
+        return Ok(Header::NamesNobody);
+    }
     let header = v2::Header::try_from(header).map_err(|_| Refusal::Malformed)?;
     Ok(match (header.command, header.addresses) {
         (v2::Command::Proxy, v2::Addresses::IPv4(found)) => named(found.source_address.into(), found.source_port),
@@ -184,6 +194,8 @@ const V1_LONGEST: usize = 107;
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Bytes in front of version 2's addresses, the length of the rest among them.
 const V2_FIXED: usize = 16;
+/// Version and command of a header that the proxy sends for itself.
+const V2_LOCAL: u8 = 0x20;
 /// Bytes of version 2's addresses and TLVs. A load balancer's are a few hundred.
 const V2_LONGEST: usize = 4096;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -226,6 +238,20 @@ mod tests {
     #[test]
     fn a_line_that_names_nobody_ends_in_crlf_too() {
         for line in ["PROXY UNKNOWN\n", "PROXY UNKNOWN a b \n"] {
+            assert_eq!(parse_v1(line.as_bytes()), Err(Refusal::Malformed), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_else_a_header_that_names_nobody_says_is_ignored() {
+        assert_eq!(parse_v1(b"PROXY UNKNOWN a b c d e f +g\xff\r\n"), Ok(Header::NamesNobody));
+        assert_eq!(parse_v2(&v2(0x20, 0x51, b"x")), Ok(Header::NamesNobody));
+        assert_eq!(parse_v2(&v2(0x20, 0x11, b"")), Ok(Header::NamesNobody));
+    }
+
+    #[test]
+    fn the_words_of_a_line_are_parted_by_spaces_and_numbers_have_no_sign() {
+        for line in ["PROXY TCP4 203.0.113.9\r10.0.0.1 1 2\r\n", "PROXY TCP4 203.0.113.9 10.0.0.1 +1 2\r\n"] {
             assert_eq!(parse_v1(line.as_bytes()), Err(Refusal::Malformed), "{line}");
         }
     }
