@@ -125,6 +125,9 @@ fn parse_name(name: &str) -> Result<Host<'_>, InvalidAuthority> {
         return Err(InvalidAuthority::EmptyLabel);
     }
     let name = name.strip_suffix('.').unwrap_or(name);
+    if name.len() > MAX_NAME {
+        return Err(InvalidAuthority::TooLong);
+    }
     // Strictly four decimal numbers (RFC 3986 §3.2.2 `IPv4address`): `0x7f.1` and `010.0.0.1` stay names,
     // which no list of addresses matches.
     Ok(name.parse::<Ipv4Addr>().map_or(Host::Name(name), |address| Host::Ip(IpAddr::V4(address))))
@@ -149,8 +152,10 @@ fn is_reg_name(name: &[u8]) -> bool {
     true
 }
 
-/// Bytes: 255 of a registered name (RFC 3986 §3.2.2), a colon and five digits.
-const MAX_LENGTH: usize = 255 + 6;
+/// Bytes of a registered name: RFC 3986 §3.2.2.
+const MAX_NAME: usize = 255;
+/// Bytes: a name, a colon and five digits.
+const MAX_LENGTH: usize = MAX_NAME + 6;
 
 #[cfg(test)]
 mod tests {
@@ -244,6 +249,9 @@ mod tests {
             assert_eq!(Authority::parse(text.as_bytes()), Err(why), "{text:?}");
         }
         assert_eq!(Authority::parse(&[b'a'; 262]), Err(TooLong));
+        // The room for a port is none for a name, which no list of names could match.
+        assert_eq!(Authority::parse(&[b'a'; 256]), Err(TooLong));
+        assert!(Authority::parse(&[b'a'; 255]).is_ok());
         assert_eq!(Authority::parse(b"\xff"), Err(Character));
     }
 }
