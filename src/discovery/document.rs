@@ -18,17 +18,17 @@ const MOST_VCPUS: f64 = 192.0;
 
 /// One answer of the task metadata endpoint: a container's document, or a task's with its containers.
 #[derive(Debug)]
-pub(super) struct Document(Value);
+pub struct Document(Value);
 
 impl Document {
     /// `None` when this is not JSON, or JSON but no object: the endpoint's errors are JSON strings.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok().filter(Value::is_object).map(Self)
     }
 
     /// A container's document: its own addresses. A task's: those of its `NORMAL` containers that are `RUNNING`,
     /// which leaves out the pause container, containers still being pulled, and addresses that a stopped one had.
-    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+    pub fn addresses(&self) -> Vec<IpAddr> {
         let mut found = Vec::new();
         collect(&self.0, &mut found);
         if found.is_empty() {
@@ -46,7 +46,7 @@ impl Document {
     /// AWS documents vCPUs here (`0.25`), but stand-ins write the task definition's CPU units (`256`). No task has
     /// more than 192 vCPUs and almost none fewer than 256 units, so a larger number is taken as units. Between 128
     /// and 192 both are possible, and vCPUs the harmless reading: hostward runs as it would without a limit.
-    pub(super) fn task_vcpus(&self) -> Option<f64> {
+    pub fn task_vcpus(&self) -> Option<f64> {
         if !self.is_task() {
             return None;
         }
@@ -55,7 +55,7 @@ impl Document {
     }
 
     /// The task definition, as `family:revision`.
-    pub(super) fn task_definition(&self) -> Option<String> {
+    pub fn task_definition(&self) -> Option<String> {
         let label = |name| text(self.0.get("Labels")?, name);
         let family = text(&self.0, "Family").or_else(|| label("com.amazonaws.ecs.task-definition-family"))?;
         let revision = text(&self.0, "Revision").or_else(|| label("com.amazonaws.ecs.task-definition-version"));
@@ -64,7 +64,7 @@ impl Document {
     }
 
     /// A task document's availability zone.
-    pub(super) fn availability_zone(&self) -> Option<String> {
+    pub fn availability_zone(&self) -> Option<String> {
         text(&self.0, "AvailabilityZone").and_then(presentable)
     }
 

@@ -4,7 +4,7 @@
 //!
 //! Relies on `config` for what the environment says. What the addresses permit is left to `policy`.
 
-mod document;
+pub mod document;
 mod endpoint;
 #[cfg(test)]
 mod tests;
