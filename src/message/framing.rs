@@ -199,7 +199,9 @@ impl RequestFraming {
 
     fn request_line(&mut self, line: &[u8]) -> Result<(), Failure> {
         // RFC 9112 §3.2: a request target has no fragment. The `http` crate would cut it off in silence.
-        if memchr(b'#', line).is_some() {
+        // A method may have the character: it stands in tokens.
+        let target = memchr(b' ', line).map_or(line, |space| &line[space..]);
+        if memchr(b'#', target).is_some() {
             return Err(Failure::Malformed("a fragment in the request target"));
         }
         self.http10 = line.ends_with(b" HTTP/1.0");
@@ -369,6 +371,7 @@ mod tests {
         for (request, rest) in [
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET"),
             ("\r\n\r\nGET / HTTP/1.1\r\n\r\n", "x"),
+            ("#GET / HTTP/1.1\r\n\r\n", "x"),
             ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", "GET"),
             ("POST / HTTP/1.1\r\ncontent-length:\t5 \r\n\r\n\r\n\n\0x", ""),
             ("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "hello"),
