@@ -36,6 +36,20 @@ impl Socket {
             drop(Pin::new(stream).poll_shutdown(&mut Context::from_waker(Waker::noop())));
         }
     }
+
+    /// Makes its end a reset, which drops what the peer has not taken. After a plain close the kernel would go on
+    /// offering that, for minutes, and keep some megabytes for each peer that only looks alive.
+    pub fn give_up(&self) {
+        let given_up = match self {
+            Self::Tcp(stream) => stream.set_zero_linger(),
+            Self::Tls(stream) => stream.get_ref().0.set_zero_linger(),
+            // What one program has written to another goes with either of them.
+            Self::Unix(_) => Ok(()),
+        };
+        if let Err(error) = given_up {
+            tracing::debug!(error = %error, "can't reset a connection");
+        }
+    }
 }
 
 /// The same call, whatever the socket is.

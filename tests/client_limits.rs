@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::app::{Then, answer, hang};
+use crate::support::frames::{self, Frames};
 use crate::support::wire::Client;
 use crate::support::{Task, eventually};
 
@@ -274,6 +275,29 @@ fn a_client_that_leaves_during_its_answer_frees_the_app() {
     drop(client);
     task.app.wait_open(0);
     assert_eq!(task.hostward.request_line("/left")["error"], "client_gone");
+}
+
+#[test]
+fn what_a_client_has_left_lying_goes_with_its_connection() {
+    let task = Task::start(&[("HOSTWARD_BODY_TIMEOUT", "1s")], |talk| {
+        talk.reply(answer("200 OK", "", &"a".repeat(16 << 20)));
+        Then::Close
+    });
+    let mut client = task.client();
+    client.send(GET);
+    // SETTINGS_INITIAL_WINDOW_SIZE, and WINDOW_UPDATE of the connection: more than the answer.
+    let mut frames = Frames::connect(task.hostward.address, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+    frames.send(frames::WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes()).unwrap();
+    frames.ask(
+        1,
+        frames::END_STREAM,
+        &[(":method", "GET"), (":scheme", "http"), (":authority", "www.example.com"), (":path", "/")],
+    );
+    // A plain end would come behind what the client hasn't read, and the kernel would keep all that for it.
+    for (name, stream) in [("HTTP/1.1", client.input.stream.tcp()), ("HTTP/2", frames.stream.tcp())] {
+        let why = eventually(name, || stream.take_error().unwrap());
+        assert_eq!(why.kind(), ErrorKind::ConnectionReset, "{name}");
+    }
 }
 
 #[test]

@@ -136,6 +136,9 @@ impl Server {
                 if whole {
                     wire.socket().say_goodbye();
                 }
+                if matches!(end, End::Overdue(WaitingFor::Client)) {
+                    wire.socket().give_up();
+                }
                 return None;
             }
         };

@@ -143,7 +143,10 @@ impl Session {
         }
         match flight.overdue() {
             None => {}
-            Some(WaitingFor::Client) => return Next::Drop,
+            Some(WaitingFor::Client) => {
+                self.link.socket().give_up();
+                return Next::Drop;
+            }
             Some(_) if life == Life::Ended || (life == Life::Leaving && self.open.get() == 0) => return Next::Drop,
             Some(WaitingFor::Head) => {
                 let exchange = Exchange::begin(Instant::now(), self.client.address(), None);

@@ -12,8 +12,10 @@ use crate::support::{PATIENCE, Task, eventually};
 
 /// A client that asks and doesn't read what comes.
 struct Lazy {
-    frames: Frames,
     size: usize,
+    /// Its own, and hostward's.
+    ports: [String; 2],
+    frames: Frames,
 }
 
 impl Lazy {
@@ -31,12 +33,9 @@ impl Lazy {
         frames.send(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes()).unwrap();
         let (path, authority) = (format!("/{size}"), (":authority", "www.example.com"));
         frames.ask(1, END_STREAM, &[(":method", "GET"), (":scheme", "https"), authority, (":path", &path)]);
-        Self { frames, size }
-    }
-
-    fn ports(&self) -> [String; 2] {
-        let tcp = self.frames.stream.tcp();
-        [tcp.local_addr(), tcp.peer_addr()].map(|address| format!("{:04X}", address.unwrap().port()))
+        let tcp = frames.stream.tcp();
+        let ports = [tcp.local_addr(), tcp.peer_addr()].map(|address| format!("{:04X}", address.unwrap().port()));
+        Self { size, ports, frames }
     }
 }
 
@@ -46,15 +45,15 @@ fn in_the_kernel(clients: &[Lazy]) -> Vec<(usize, bool)> {
     // Number, local address, remote address, state, tx_queue:rx_queue.
     let lines: Vec<Vec<_>> = table.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
     let of = |client: &Lazy| {
-        let [own, its] = client.ports();
+        let [own, its] = &client.ports;
         let (mut bytes, mut open) = (0, false);
         for line in &lines {
             let ports = [line[1], line[2]].map(|address| &address[address.len() - 4..]);
             let queue = |at: usize| usize::from_str_radix(line[4].split(':').nth(at).unwrap(), 16).unwrap();
-            if ports == [&*its, &*own] {
+            if ports == [its, own] {
                 bytes += queue(0);
                 open = line[3] == ESTABLISHED;
-            } else if ports == [&*own, &*its] {
+            } else if ports == [own, its] {
                 bytes += queue(1);
             }
         }
