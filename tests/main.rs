@@ -5,6 +5,7 @@
 
 mod access_log;
 mod admin;
+mod attacks;
 mod behaviours;
 mod buffering;
 mod client_limits;
@@ -31,6 +32,7 @@ mod real_apps;
 mod regression;
 mod rolling;
 mod settings;
+mod soak;
 mod streaming;
 mod support;
 mod task_definition;

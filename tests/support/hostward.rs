@@ -136,6 +136,11 @@ impl Hostward {
         self.log.text.lock().unwrap().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// Every log line since the last time, which is then forgotten: for tests that run for long.
+    pub fn take_lines(&self) -> Vec<String> {
+        std::mem::take(&mut *self.log.text.lock().unwrap())
+    }
+
     /// Everything that was written until now.
     pub fn output(&self) -> String {
         self.log.text.lock().unwrap().join("\n")

@@ -6,6 +6,7 @@ pub mod app;
 pub mod frames;
 pub mod hostward;
 pub mod http2;
+pub mod kernel;
 pub mod metadata;
 pub mod python;
 pub mod tls;

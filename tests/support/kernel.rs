@@ -1,0 +1,91 @@
+//! What the kernel says about a running process and about this machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// What a process has taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Memory, as `smaps_rollup` counts it.
+    pub rss_kib: u64,
+    pub pss_kib: u64,
+    /// The part of it that is no file: heap and stacks.
+    pub anonymous_kib: u64,
+    pub descriptors: usize,
+    pub threads: u64,
+    /// Since its start.
+    pub cpu: Duration,
+}
+
+/// What a process has taken until now.
+pub fn usage(pid: u32) -> Usage {
+    let memory = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The second field is the program's name, in parentheses, and may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let number = |at: usize| fields[at - 3].parse::<u64>().unwrap();
+    Usage {
+        rss_kib: line(&memory, "Rss"),
+        pss_kib: line(&memory, "Pss"),
+        anonymous_kib: line(&memory, "Anonymous"),
+        descriptors: descriptors(pid),
+        threads: number(20),
+        cpu: CLOCK_TICK * u32::try_from(number(14) + number(15)).unwrap(),
+    }
+}
+
+/// How many file descriptors a process has open.
+pub fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// How many of each kind: `socket`, `pipe`, `anon_inode`, or a file's path.
+pub fn kinds_of_descriptors(pid: u32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        // It may have been closed since.
+        let Ok(link) = fs::read_link(entry.unwrap().path()) else { continue };
+        let link = link.to_string_lossy();
+        *kinds.entry(link.split(':').next().unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    kinds
+}
+
+/// Raises this process's limit on file descriptors as far as it may, which its children inherit.
+pub fn raise_descriptors() -> u64 {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    }
+    hard
+}
+
+/// The machine, the build and the day, for the head of a table of figures.
+pub fn circumstances() -> String {
+    let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpus = file("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
+    format!(
+        "{} × {}, {} MiB of memory, Linux {} on {}; {} build; {}",
+        std::thread::available_parallelism().map_or(1, usize::from),
+        model.trim_start_matches(['\t', ' ', ':']),
+        line(&file("/proc/meminfo"), "MemTotal") / 1024,
+        file("/proc/sys/kernel/osrelease").trim(),
+        std::env::consts::ARCH,
+        if cfg!(debug_assertions) { "debug" } else { "release" },
+        httpdate::fmt_http_date(SystemTime::now()),
+    )
+}
+
+/// `USER_HZ` is 100 wherever Linux runs.
+const CLOCK_TICK: Duration = Duration::from_millis(10);
+
+/// The number of kibibytes behind a name.
+fn line(text: &str, name: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let value = value.unwrap_or_else(|| panic!("no {name} in\n{text}"));
+    value.trim().trim_end_matches(" kB").parse().unwrap()
+}
