@@ -65,9 +65,10 @@ impl Row {
         }
     }
 
-    /// Finds what should not be. The whole measurement keeps the promise in all its figures; a short one among other
-    /// tests has done so when it could in one round: an attack that works would work in all.
-    pub fn judge(&mut self, full: bool, slack: Duration) {
+    /// Finds what should not be. The whole measurement keeps the promise in all its figures. A short one among other
+    /// tests, each of which may take the core for longer than a request takes, can only say that the client wasn't
+    /// starved: by the median of the better round, for an attack that works would work in all.
+    pub fn judge(&mut self, full: bool) {
         let Attack { name, expected, .. } = self.attack;
         for outcome in *expected {
             if !self.outcomes.contains_key(*outcome) {
@@ -82,17 +83,26 @@ impl Row {
         if self.attack.holds_all && self.most_descriptors < self.size {
             self.wrong.push(format!("{name}: {} descriptors at most", self.most_descriptors));
         }
-        let quiet = Times::pooled(&self.quiet).permille(990);
+        let (permille, slack) = if full { (990, SLACK) } else { (500, SLACK_AMONG_OTHERS) };
+        let quiet = Times::pooled(&self.quiet).permille(permille);
         let beside = if full {
-            Times::pooled(&self.beside).permille(990)
+            Times::pooled(&self.beside).permille(permille)
         } else {
-            self.beside.iter().map(|round| round.permille(990)).min().unwrap_or(Duration::MAX)
+            self.beside.iter().map(|round| round.permille(permille)).min().unwrap_or(Duration::MAX)
         };
         if beside > (quiet * 2).max(quiet + slack) {
-            self.wrong.push(format!("{name}: a healthy client's p99 is {beside:?} beside it, and {quiet:?} without"));
+            self.wrong.push(format!(
+                "{name}: of a healthy client's times, {permille} in 1,000 are below {beside:?} beside it, and below {quiet:?} without"
+            ));
         }
     }
 }
+
+/// What a healthy client may lose at most when twice its quiet time is less. On a machine with few cores the attackers
+/// themselves are in its way.
+const SLACK: Duration = Duration::from_millis(3);
+/// The same where other tests run, too.
+const SLACK_AMONG_OTHERS: Duration = Duration::from_millis(50);
 
 /// The rows as Markdown.
 pub fn table(rows: &[Row], full: bool) -> String {

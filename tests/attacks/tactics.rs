@@ -108,7 +108,7 @@ pub const ATTACKS: [Attack; 11] = [
     },
     Attack {
         name: "one after the other",
-        sizes: [500, 20_000],
+        sizes: [500, 34_000],
         unit: "connections a round with a request each",
         pace: Pace::InTurn([Duration::from_millis(1), Duration::from_micros(500)]),
         tactic: |address, _| Box::pin(one_request(address)),
