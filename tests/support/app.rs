@@ -87,7 +87,12 @@ impl App {
         address: SocketAddr,
         behaviour: impl Fn(&mut Conversation<'_>) -> Then + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        // Room for thousands at once: each has to wait for a thread.
+        socket.listen(4096).unwrap();
+        let listener = TcpListener::from(socket);
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             behaviour: Box::new(behaviour),
