@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::Version;
 
 use crate::config::{AccessLog, LogFormat};
-use crate::exchange::{CLIENT_CLOSED_REQUEST, Exchange};
+use crate::exchange::Exchange;
 use crate::log::Sink;
 use crate::message::forwarding::write_address;
 
@@ -86,7 +86,7 @@ fn write_json(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
         text(line, key!("path"), request.target.path().as_bytes());
         plain(line, key!("proto"), version(request.version));
     }
-    number(line, key!("status"), u64::from(status(exchange)));
+    number(line, key!("status"), u64::from(exchange.outcome()));
     milliseconds(line, key!("duration_ms"), exchange.started.elapsed());
     if let Some(upstream) = exchange.upstream.get() {
         milliseconds(line, key!("upstream_ms"), upstream);
@@ -129,7 +129,7 @@ fn write_text(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
         quoted(line, request.target.path().as_bytes());
     }
     line.extend_from_slice(b" status=");
-    digits(line, u64::from(status(exchange)));
+    digits(line, u64::from(exchange.outcome()));
     line.extend_from_slice(b" ms=");
     duration(line, exchange.started.elapsed());
     line.extend_from_slice(b" decision=");
@@ -139,14 +139,6 @@ fn write_text(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
         line.extend_from_slice(error.as_bytes());
     }
     line.push(b'\n');
-}
-
-/// What went out, or 499 when nothing did because the client left.
-fn status(exchange: &Exchange) -> u16 {
-    match exchange.status.get() {
-        0 => CLIENT_CLOSED_REQUEST,
-        status => status,
-    }
 }
 
 fn text(line: &mut Vec<u8>, key: &str, value: &[u8]) {

@@ -1,5 +1,5 @@
 //! The second listener: `/livez` says that hostward runs, `/readyz` that it wants traffic and that the app
-//! is there.
+//! is there, `/metrics` what it has counted.
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -20,6 +20,7 @@ use tokio::task::spawn_local;
 use crate::config::{Config, Protocol};
 use crate::drain::Stage;
 use crate::message::uwsgi::Packet;
+use crate::metrics::{self, Metrics};
 use crate::policy::Policy;
 use crate::socket::Socket;
 use crate::upstream::connect::Connector;
@@ -35,6 +36,8 @@ pub struct Admin {
     pub policy: Arc<Policy>,
     /// How far stopping has come.
     pub stage: watch::Receiver<Stage>,
+    /// What has been counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Admin {
@@ -61,19 +64,28 @@ impl Admin {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let served = self.config.metrics.prometheus;
+        let mut content_type = "text/plain; charset=utf-8";
         let (status, text) = match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, "/livez") => (StatusCode::OK, "live".to_owned()),
+            (&Method::GET | &Method::HEAD, "/livez") => (StatusCode::OK, "live\n".to_owned()),
             (&Method::GET | &Method::HEAD, "/readyz") => match self.ready().await {
-                Ok(()) => (StatusCode::OK, "ready".to_owned()),
-                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}")),
+                Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
             },
-            (_, "/livez" | "/readyz") => (StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD".to_owned()),
-            _ => (StatusCode::NOT_FOUND, "here are /livez and /readyz".to_owned()),
+            (&Method::GET | &Method::HEAD, "/metrics") if served => {
+                let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+                let format = metrics::Format::accepted(accept);
+                content_type = format.content_type();
+                (StatusCode::OK, metrics::encode(self.metrics.snapshot(), format))
+            }
+            (_, "/livez" | "/readyz") => (StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".to_owned()),
+            (_, "/metrics") if served => (StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".to_owned()),
+            _ => (StatusCode::NOT_FOUND, "here are /livez, /readyz and /metrics\n".to_owned()),
         };
-        let mut response = Response::new(Full::from(text + "\n"));
+        let mut response = Response::new(Full::from(text));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));

@@ -13,9 +13,10 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::access_log::Journal;
 use crate::error::Failure;
-use crate::exchange::Exchange;
+use crate::exchange::{CUT, Exchange};
 use crate::flight::Flight;
 use crate::memory::Budget;
+use crate::metrics::{Count, Meter};
 use crate::read_ahead::ReadAhead;
 use crate::upstream::Relay;
 
@@ -55,13 +56,15 @@ pub struct Recording {
     /// The record.
     pub exchange: Rc<Exchange>,
     journal: Rc<Journal>,
+    meter: Rc<Meter>,
     flight: Rc<Flight>,
 }
 
 impl Recording {
     /// The record of an exchange that has begun in `flight`.
-    pub fn new(exchange: Exchange, journal: Rc<Journal>, flight: Rc<Flight>) -> Self {
-        Self { exchange: Rc::new(exchange), journal, flight }
+    pub fn new(exchange: Exchange, journal: Rc<Journal>, meter: Rc<Meter>, flight: Rc<Flight>) -> Self {
+        meter.count(Count::Requests, 1);
+        Self { exchange: Rc::new(exchange), journal, meter, flight }
     }
 }
 
@@ -69,10 +72,11 @@ impl Drop for Recording {
     fn drop(&mut self) {
         self.flight.end();
         if self.flight.was_cut() {
-            self.exchange.error.set(Some(SHUTDOWN));
+            self.exchange.error.set(Some(CUT));
         } else if self.exchange.status.get() == 0 && self.exchange.error.get().is_none() {
             self.exchange.error.set(Some(Failure::ClientGone.token()));
         }
+        self.meter.record(&self.exchange);
         self.journal.record(&self.exchange);
     }
 }
@@ -208,8 +212,6 @@ impl Drop for AnswerBody {
 
 /// Bytes of an answer that is taken whole, whether the client takes it or not.
 const SMALL: u64 = 64 * 1024;
-/// The log's word for what was cut at the end of `SHUTDOWN_TIMEOUT`.
-const SHUTDOWN: &str = "shutdown";
 
 /// hostward's own answer to an exchange that failed: which side it was, the request's id, and nothing else.
 pub fn synthetic(failure: Failure, status: StatusCode, recording: Recording) -> Response<AnswerBody> {

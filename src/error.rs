@@ -114,7 +114,7 @@ impl Failure {
     }
 
     /// The `error` of `Proxy-Status` and of the log (RFC 9209 §2.3).
-    pub fn token(self) -> &'static str {
+    pub const fn token(self) -> &'static str {
         match self {
             Self::Malformed(_)
             | Self::PlainHttp
@@ -165,7 +165,7 @@ impl Failure {
     }
 
     /// Who has to change something.
-    pub fn side(self) -> Side {
+    pub const fn side(self) -> Side {
         match self {
             Self::Malformed(_)
             | Self::PlainHttp

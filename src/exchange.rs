@@ -71,7 +71,17 @@ impl Exchange {
             bytes_out: Cell::new(0),
         }
     }
+
+    /// The status of what went out, or 499 when nothing did because the client left.
+    pub fn outcome(&self) -> u16 {
+        match self.status.get() {
+            0 => CLIENT_CLOSED_REQUEST,
+            status => status,
+        }
+    }
 }
 
+/// The log's word for what was cut at the end of `SHUTDOWN_TIMEOUT`.
+pub const CUT: &str = "shutdown";
 /// nginx's number for a client that left before its answer. For the log only.
-pub const CLIENT_CLOSED_REQUEST: u16 = 499;
+const CLIENT_CLOSED_REQUEST: u16 = 499;

@@ -9,7 +9,7 @@
 //! | 4 doors | [`listener`], [`worker`], `handshake`, [`connection`], [`drain`], [`admin`] |
 //! | 3 the life of a request | [`proxy`], [`answer`] |
 //! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`tls`], [`timers`] |
-//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`log`], [`memory`] |
+//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`metrics`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
 //! *Downstream* is the client's side, *upstream* the app's. What is deliberately absent elsewhere:
@@ -41,6 +41,7 @@ pub mod listener;
 pub mod log;
 pub mod memory;
 pub mod message;
+pub mod metrics;
 pub mod networks;
 pub mod policy;
 pub mod proxy;
@@ -73,6 +74,7 @@ use crate::config::{Config, Protocol, TaskIp};
 use crate::drain::{Stage, Stop};
 use crate::log::{Repeats, Sink};
 use crate::memory::Budget;
+use crate::metrics::{Elsewhere, Metrics};
 use crate::policy::{Hosts, OwnAddresses, Policy};
 use crate::tls::pair::Pair;
 use crate::upstream::Limit;
@@ -106,12 +108,16 @@ pub async fn run(
     let repeats = Arc::new(Repeats::default());
     let threads = Arc::new(AtomicUsize::new(first_threads(&config)));
     let budget = Budget::new(memory::bound(memory::container_limit()));
+    let buffering = Arc::new(Buffering::new(&config, budget.clone(), Arc::clone(&repeats)));
+    let most = config.max_connections.unwrap_or_else(listener::connections_from_fd_limit);
+    let metrics = Arc::new(metrics(&sink, &buffering, &stages, most));
     let shared = Shared {
         config: Arc::clone(&config),
         policy: Arc::clone(&policy),
         repeats: Arc::clone(&repeats),
-        buffering: Arc::new(Buffering::new(&config, budget.clone(), Arc::clone(&repeats))),
+        buffering,
         sink,
+        metrics: Arc::clone(&metrics),
         limit: upstream_limit(&config).map(Limit::new),
         budget,
         stage: stages.clone(),
@@ -119,7 +125,6 @@ pub async fn run(
         started,
     };
     let workers = RefCell::new(Workers::start(shared, Arc::clone(&threads)));
-    let most = config.max_connections.unwrap_or_else(listener::connections_from_fd_limit);
     let permits = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
 
     let address =
@@ -127,7 +132,7 @@ pub async fn run(
     let admin_address = admin.as_ref().map_or_else(|| "off".into(), address);
     announce(&config, &own, &address(&listener), &admin_address, most);
     if let Some(admin) = admin {
-        spawn_local(Admin { config: Arc::clone(&config), policy, stage: stages.clone() }.serve(admin));
+        spawn_local(Admin { config: Arc::clone(&config), policy, stage: stages.clone(), metrics }.serve(admin));
     }
     spawn_local(summarise(Arc::clone(&repeats)));
     let auto = config.threads.is_none();
@@ -143,6 +148,19 @@ pub async fn run(
     tokio::join!(accept, stop);
     workers.into_inner().join();
     Ok(())
+}
+
+/// Counts, and who is asked for what the workers don't count.
+fn metrics(sink: &Sink, buffering: &Arc<Buffering>, stages: &watch::Receiver<Stage>, most: usize) -> Metrics {
+    let (sink, buffering, stages) = (sink.clone(), Arc::clone(buffering), stages.clone());
+    Metrics::new(move || Elsewhere {
+        draining: *stages.borrow() != Stage::Running,
+        max_connections: most,
+        buffered_bytes: buffering.held(),
+        max_buffered_bytes: buffering.most(),
+        spooled: buffering.spooled(),
+        log_lines_dropped: sink.dropped(),
+    })
 }
 
 /// Why hostward can't start with settings that are right.

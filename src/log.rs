@@ -27,7 +27,10 @@ use crate::config::LogFormat;
 #[derive(Clone, Debug)]
 pub struct Sink {
     queue: SyncSender<Message>,
+    /// Lines, since the last line that was written.
     dropped: Arc<AtomicU64>,
+    /// Lines, ever.
+    dropped_ever: Arc<AtomicU64>,
 }
 
 enum Message {
@@ -46,7 +49,7 @@ impl Sink {
         let dropped = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&dropped);
         std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&lines, out, &counter, format))?;
-        Ok(Self { queue, dropped })
+        Ok(Self { queue, dropped, dropped_ever: Arc::default() })
     }
 
     /// Queues whole lines, or drops and counts them.
@@ -57,9 +60,15 @@ impl Sink {
                 if let Message::Lines(lines) = message {
                     let count = memchr::memchr_iter(b'\n', &lines).count() as u64;
                     self.dropped.fetch_add(count, Ordering::Relaxed);
+                    self.dropped_ever.fetch_add(count, Ordering::Relaxed);
                 }
             }
         }
+    }
+
+    /// How many lines were dropped.
+    pub fn dropped(&self) -> u64 {
+        self.dropped_ever.load(Ordering::Relaxed)
     }
 
     /// Waits until what is queued has been written, at most for `bound`.
@@ -358,6 +367,7 @@ mod tests {
             .sum();
         let kept = text.lines().filter(|line| *line == "one").count() as u64;
         assert!(lost >= 18, "{lost}");
+        assert_eq!(sink.dropped(), lost);
         assert_eq!(kept * 2 + lost, 2 * (QUEUE_LENGTH as u64 + 10));
     }
 }

@@ -30,7 +30,12 @@ impl Budget {
 
     /// Whether less than this much of it is taken: `share` in percent.
     pub fn is_below(&self, share: usize) -> bool {
-        self.bytes - self.room.available_permits().min(self.bytes) < self.bytes / 100 * share
+        self.taken() < self.bytes / 100 * share
+    }
+
+    /// How much of it is taken.
+    pub fn taken(&self) -> usize {
+        self.bytes - self.room.available_permits().min(self.bytes)
     }
 
     /// The whole of it.

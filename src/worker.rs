@@ -26,6 +26,7 @@ use crate::drain::Stage;
 use crate::listener::Accepted;
 use crate::log::{Repeats, Sink};
 use crate::memory::Budget;
+use crate::metrics::{Count, Metrics};
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy_protocol::{self, Refusal};
@@ -47,6 +48,8 @@ pub struct Shared {
     pub buffering: Arc<Buffering>,
     /// Where log lines go.
     pub sink: Sink,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// `UPSTREAM_MAX_CONNECTIONS`.
     pub limit: Option<Arc<Limit>>,
     /// The memory that bodies may be held in.
@@ -190,6 +193,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
     let config = &shared.config;
     let patient_until = shared.started + config.upstream_start_timeout;
     let connector = Connector::new(&config.upstream.endpoint, config.upstream_connect_timeout, patient_until);
+    let meter = Rc::new(shared.metrics.meter());
     let server = Rc::new(Server {
         proxy: Proxy {
             upstream: Upstream::new(
@@ -197,6 +201,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
                 config.upstream.protocol,
                 config.upstream_idle_timeout,
                 shared.limit.clone(),
+                Rc::clone(&meter),
             ),
             journal: Rc::new(Journal::new(
                 config.access_log,
@@ -204,6 +209,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
                 config.log_format,
                 shared.sink.clone(),
             )),
+            meter,
             config: Arc::clone(config),
             policy: Arc::clone(&shared.policy),
             buffering: Arc::clone(&shared.buffering),
@@ -221,7 +227,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
 
 /// Ticks while there is anything to time or to flush.
 async fn keep_time(server: Rc<Server>) {
-    let Proxy { journal, upstream, .. } = &server.proxy;
+    let Proxy { journal, upstream, meter, .. } = &server.proxy;
     loop {
         if server.timers.used() == 0 && journal.is_empty() && upstream.idle() == 0 {
             server.timers.wait_until_used().await;
@@ -229,6 +235,7 @@ async fn keep_time(server: Rc<Server>) {
         tokio::time::sleep(TICK).await;
         server.timers.tick();
         upstream.expire(Instant::now());
+        meter.set(Count::AppConnectionsIdle, upstream.unused());
         journal.flush();
     }
 }
@@ -242,6 +249,7 @@ async fn watch_stage(server: Rc<Server>, mut stage: watch::Receiver<Stage>) {
 
 fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded, stage: watch::Receiver<Stage>) {
     let server = Rc::clone(server);
+    let open = server.proxy.meter.open(Count::Connections, Count::ConnectionsClosed);
     spawn_local(async move {
         let Accepted { mut stream, remote, local, permit } = accepted;
         let client = tokio::select! {
@@ -255,7 +263,7 @@ fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded, sta
             // It has not asked for anything.
             None => {}
         }
-        drop((permit, loaded));
+        drop((permit, loaded, open));
     });
 }
 

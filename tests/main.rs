@@ -24,6 +24,7 @@ mod h2c;
 mod host;
 mod http2;
 mod inject;
+mod metrics;
 mod probe;
 mod proxy_protocol;
 mod read_ahead;

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub struct Buffering {
     directory: PathBuf,
     /// When the directory was found to be unwritable, if it was.
     unwritable: Mutex<Option<Instant>>,
+    /// Bodies that went there.
+    spooled: AtomicU64,
     repeats: Arc<Repeats>,
 }
 
@@ -59,8 +62,24 @@ impl Buffering {
             _reserved: reserved,
             directory: config.buffer_dir.clone(),
             unwritable: Mutex::default(),
+            spooled: AtomicU64::new(0),
             repeats,
         }
+    }
+
+    /// Bytes that lie in memory because of somebody who is slow: answers, too, since the budget is theirs as well.
+    pub fn held(&self) -> usize {
+        self.budget.taken().saturating_sub(self.memory) + self.reserve.taken()
+    }
+
+    /// How many there may be.
+    pub fn most(&self) -> usize {
+        self.budget.bytes()
+    }
+
+    /// How many bodies went to disk.
+    pub fn spooled(&self) -> u64 {
+        self.spooled.load(Ordering::Relaxed)
     }
 
     /// Reads a body as far as it is to be read before the app is asked.
@@ -173,6 +192,7 @@ impl Buffering {
         }
         let created = Spool::create(self.directory.clone()).await;
         let now = created.is_err().then(Instant::now);
+        self.spooled.fetch_add(u64::from(now.is_none()), Ordering::Relaxed);
         *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner) = now;
         created
             .inspect_err(|error| {

@@ -15,8 +15,8 @@ use super::reader::Reader;
 use super::tls::is_pem;
 use super::values::{self, Fault};
 use super::{
-    AccessLog, BufferRequests, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Protocol, ProxyProtocol,
-    RejectStatus, TaskIp, Upstream, addresses,
+    AccessLog, BufferRequests, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Metrics, Protocol,
+    ProxyProtocol, RejectStatus, TaskIp, Upstream, addresses,
 };
 use crate::networks::Networks;
 use crate::policy::{HostPattern, HostPolicy, HostRewrite, Hosts, ProbeHosts, Rules};
@@ -126,6 +126,7 @@ impl Reader {
                 _ => AccessLog::On,
             },
             access_log_probes: self.switch("HOSTWARD_ACCESS_LOG_PROBES", false),
+            metrics: self.metrics(),
             threads: self.count("HOSTWARD_THREADS"),
             given: self.sources.given(),
         };
@@ -220,6 +221,19 @@ impl Reader {
             (false, true) => TaskIp::Auto(metadata),
             (false, false) => TaskIp::Given(given),
         }
+    }
+
+    fn metrics(&mut self) -> Metrics {
+        let mut metrics = Metrics::default();
+        self.each("HOSTWARD_METRICS", &["off"], |item| {
+            match item.to_ascii_lowercase().as_str() {
+                "prometheus" => metrics.prometheus = true,
+                "off" => {}
+                _ => return Err(Fault::new("expected prometheus, or off")),
+            }
+            Ok(())
+        });
+        metrics
     }
 
     /// What is right alone and wrong together.

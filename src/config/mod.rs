@@ -179,6 +179,8 @@ pub struct Config {
     pub access_log: AccessLog,
     /// Whether probes are logged too.
     pub access_log_probes: bool,
+    /// Who is told what was counted.
+    pub metrics: Metrics,
     /// Worker threads; `None` is one per usable CPU.
     pub threads: Option<usize>,
     /// Names of the variables and flags that were given (as `HOSTWARD_…`), for the start line.
@@ -314,6 +316,13 @@ pub enum LogFormat {
     Json,
     /// For a person at a terminal.
     Text,
+}
+
+/// `HOSTWARD_METRICS`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// Whoever asks the admin port for `/metrics`.
+    pub prometheus: bool,
 }
 
 /// `HOSTWARD_ACCESS_LOG`

@@ -419,6 +419,14 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "whether probes are logged too",
     },
     Setting {
+        variable: "HOSTWARD_METRICS",
+        group: Group::Logging,
+        kind: Kind::List("prometheus, or off"),
+        default: Default::Is("prometheus"),
+        example: "off",
+        meaning: "prometheus serves /metrics on the admin port",
+    },
+    Setting {
         variable: "HOSTWARD_THREADS",
         group: Group::Process,
         kind: Kind::Count("auto", 1, 1024),

@@ -22,7 +22,7 @@ use crate::exchange::Exchange;
 use crate::flight::{Flight, WaitingFor};
 use crate::incoming::Incoming;
 use crate::proxy::request::make_request_id;
-use crate::proxy::{Client, Silence};
+use crate::proxy::{Client, Proxy, Silence};
 use crate::socket::Socket;
 use crate::wire::{Wire, WireIo};
 
@@ -208,7 +208,8 @@ impl Server {
         exchange.error.set(Some(failure.token()));
         self.proxy.report(failure, &exchange, failure.status().as_u16());
         let bytes = answer::synthetic_bytes(failure, &id);
-        drop(Recording::new(exchange, Rc::clone(&self.proxy.journal), Rc::clone(&wire.flight)));
+        let Proxy { journal, meter, .. } = &self.proxy;
+        drop(Recording::new(exchange, Rc::clone(journal), Rc::clone(meter), Rc::clone(&wire.flight)));
         // The bytes fit a socket's empty buffer; a client that has not made room for them gets none.
         if try_write(wire, &bytes) {
             linger(|| wire.socket()).await;

@@ -78,7 +78,7 @@ impl Verdict {
 
 impl Rule {
     /// A stable word.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
             Self::Domain => "domain",
@@ -115,7 +115,7 @@ impl fmt::Display for Rule {
 
 impl Refusal {
     /// A stable word.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::NotAllowed => "not_allowed",
             Self::Missing => "no_host",

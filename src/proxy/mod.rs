@@ -26,6 +26,7 @@ use crate::log::Repeats;
 use crate::message::forwarding::Peer;
 use crate::message::uwsgi::Packet;
 use crate::message::{fields, upgrade};
+use crate::metrics::Meter;
 use crate::policy::{Policy, Refusal, Rule, Verdict};
 use crate::proxy::request::{Inbound, make_request_id};
 use crate::proxy_protocol;
@@ -45,6 +46,8 @@ pub struct Proxy {
     pub upstream: Rc<Upstream>,
     /// The access log.
     pub journal: Rc<Journal>,
+    /// The worker's counts.
+    pub meter: Rc<Meter>,
     /// What has been said in the log already.
     pub repeats: Arc<Repeats>,
     /// How far answers are read ahead.
@@ -109,7 +112,7 @@ impl Proxy {
     ) -> Result<Response<AnswerBody>, Silence> {
         flight.begin();
         let exchange = begin(client, flight, &inbound);
-        let recording = Recording::new(exchange, Rc::clone(&self.journal), Rc::clone(flight));
+        let recording = Recording::new(exchange, Rc::clone(&self.journal), Rc::clone(&self.meter), Rc::clone(flight));
         match self.forward(client, flight, &recording.exchange, inbound).await {
             Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording, &self.bounds)),
             Ok(Answer::Switched(response, app, early)) => {

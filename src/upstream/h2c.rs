@@ -25,6 +25,7 @@ use crate::body::RequestBody;
 use crate::error::Failure;
 use crate::flight::{Flight, WaitingFor};
 use crate::message::{fields, interim};
+use crate::metrics::{self, Count, Meter};
 use crate::pump::{Pump, Stopped};
 use crate::socket::Socket;
 use crate::upstream::connect::Connector;
@@ -36,6 +37,7 @@ pub(super) struct Pool {
     connections: RefCell<Vec<Rc<Open>>>,
     /// The connecting under way, which everybody waits for.
     connecting: RefCell<Option<Connecting>>,
+    meter: Rc<Meter>,
 }
 
 /// How a connecting ends, once it has.
@@ -50,6 +52,7 @@ struct Open {
     used: Cell<bool>,
     idle_since: Cell<Instant>,
     closed: Cell<bool>,
+    _counted: metrics::Open,
 }
 
 /// The right to send one request.
@@ -81,8 +84,8 @@ enum Missed {
 }
 
 impl Pool {
-    pub(super) fn new(connector: Connector) -> Rc<Self> {
-        Rc::new(Self { connector, connections: RefCell::default(), connecting: RefCell::default() })
+    pub(super) fn new(connector: Connector, meter: Rc<Meter>) -> Rc<Self> {
+        Rc::new(Self { connector, connections: RefCell::default(), connecting: RefCell::default(), meter })
     }
 
     /// A place on a connection that takes another request, if need be on a new one.
@@ -113,6 +116,7 @@ impl Pool {
         let mut first = true;
         loop {
             let reused = lease.open.used.get();
+            self.meter.count(if reused { Count::Reuses } else { Count::FirstUses }, 1);
             let missed = match attempt(&lease, head.clone(), &mut body, flight, takes_interim).await {
                 Ok((response, pump)) => {
                     lease.open.used.set(true);
@@ -129,6 +133,7 @@ impl Pool {
                 return Err(failure);
             }
             first = false;
+            self.meter.count(Count::Repeats, 1);
             lease = self.lease(lease.permit.take()).await?;
         }
     }
@@ -143,6 +148,11 @@ impl Pool {
     /// How many connections there are.
     pub(super) fn len(&self) -> usize {
         self.connections.borrow().len()
+    }
+
+    /// How many carry no request.
+    pub(super) fn unused(&self) -> usize {
+        self.connections.borrow().iter().filter(|open| open.streams.get() == 0).count()
     }
 
     /// The first connection that the app lets have one more request. When all are full, and there are enough of
@@ -174,14 +184,17 @@ impl Pool {
     }
 
     async fn connect(&self) -> Result<(), Failure> {
-        let (socket, _) = self.connector.connect().await?;
-        let open = open(socket).await?;
+        let opened = async {
+            let (socket, _) = self.connector.connect().await?;
+            open(socket, &self.meter).await
+        };
+        let open = opened.await.inspect_err(|failure| self.meter.connect_failed(*failure))?;
         self.connections.borrow_mut().push(open);
         Ok(())
     }
 }
 
-async fn open(socket: Socket) -> Result<Rc<Open>, Failure> {
+async fn open(socket: Socket, meter: &Rc<Meter>) -> Result<Rc<Open>, Failure> {
     let mut builder = client::Builder::new();
     builder
         .enable_push(false)
@@ -201,6 +214,7 @@ async fn open(socket: Socket) -> Result<Rc<Open>, Failure> {
         used: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
         closed: Cell::new(false),
+        _counted: meter.open(Count::AppConnections, Count::AppConnectionsClosed),
     });
     let weak = Rc::downgrade(&open);
     spawn_local(async move {

@@ -26,6 +26,7 @@ use crate::body::RequestBody;
 use crate::error::Failure;
 use crate::flight::{Flight, WaitingFor};
 use crate::message::uwsgi::Packet;
+use crate::metrics::{Count, Meter, Open};
 use crate::upstream::connect::Connector;
 use crate::upstream::stream::{Stream, StreamIo};
 use crate::upstream::{Answer, Limit, Source};
@@ -44,6 +45,7 @@ pub(super) struct Pool {
     /// Whether the app has been seen to answer twice on one connection, and not to close one right after its
     /// answer (as uWSGI's `http-socket` does, without a word).
     keeps_alive: Cell<bool>,
+    meter: Rc<Meter>,
 }
 
 /// A connection to the app. At most one request is under way on it.
@@ -54,6 +56,7 @@ pub(super) struct Connection {
     stream: Rc<Stream>,
     reused: bool,
     _permit: Option<OwnedSemaphorePermit>,
+    _open: Open,
 }
 
 /// A response whose body still comes out of its connection.
@@ -66,7 +69,12 @@ pub(super) struct Relay {
 }
 
 impl Pool {
-    pub(super) fn new(connector: Connector, idle_timeout: Duration, limit: Option<Arc<Limit>>) -> Rc<Self> {
+    pub(super) fn new(
+        connector: Connector,
+        idle_timeout: Duration,
+        limit: Option<Arc<Limit>>,
+        meter: Rc<Meter>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             connector,
             idle_timeout,
@@ -75,6 +83,7 @@ impl Pool {
             freed: Notify::new(),
             waiting: Cell::new(0),
             keeps_alive: Cell::new(false),
+            meter,
         })
     }
 
@@ -95,14 +104,16 @@ impl Pool {
                 Ok(Turn::New(permit)) => permit,
             },
         };
-        let (socket, address) = self.connector.connect().await?;
+        let connected = self.connector.connect().await;
+        let (socket, address) = connected.inspect_err(|failure| self.meter.connect_failed(*failure))?;
         let stream = Stream::new(socket, address, self.connector.timeout());
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER)
             .handshake(TokioIo::new(StreamIo(Rc::clone(&stream))))
             .await
             .map_err(|_| Failure::Internal)?;
-        Ok(Box::new(Connection { sender, driver, stream, reused: false, _permit: permit }))
+        let open = self.meter.open(Count::AppConnections, Count::AppConnectionsClosed);
+        Ok(Box::new(Connection { sender, driver, stream, reused: false, _permit: permit, _open: open }))
     }
 
     /// Sends a request and returns the app's final response.
@@ -116,6 +127,7 @@ impl Pool {
         let idempotent = request.method().is_idempotent();
         let interim_to = takes_interim.then(|| Rc::clone(flight));
         connection.stream.begin(connection.reused, idempotent, interim_to);
+        self.meter.count(if connection.reused { Count::Reuses } else { Count::FirstUses }, 1);
         let response = {
             let mut response = pin!(connection.sender.try_send_request(request));
             let driver = &mut connection.driver;
@@ -143,6 +155,7 @@ impl Pool {
             self.keeps_alive.set(!connection.stream.was_repeated());
         }
         if connection.stream.was_repeated() {
+            self.meter.count(Count::Repeats, 1);
             tracing::debug!(
                 hint = "HOSTWARD_UPSTREAM_IDLE_TIMEOUT may be above the app's own keep-alive",
                 "app closed idle connection"

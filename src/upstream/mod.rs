@@ -23,6 +23,7 @@ use crate::config::Protocol;
 use crate::error::Failure;
 use crate::flight::Flight;
 use crate::message::uwsgi::Packet;
+use crate::metrics::Meter;
 use crate::socket::Socket;
 use crate::upstream::connect::Connector;
 
@@ -91,10 +92,13 @@ impl Upstream {
         protocol: Protocol,
         idle_timeout: Duration,
         limit: Option<Arc<Limit>>,
+        meter: Rc<Meter>,
     ) -> Rc<Self> {
         let pool = match protocol {
-            Protocol::Http | Protocol::Uwsgi => Pool::Http1(http1::Pool::new(connector, idle_timeout, limit.clone())),
-            Protocol::H2c => Pool::H2c(h2c::Pool::new(connector)),
+            Protocol::Http | Protocol::Uwsgi => {
+                Pool::Http1(http1::Pool::new(connector, idle_timeout, limit.clone(), meter))
+            }
+            Protocol::H2c => Pool::H2c(h2c::Pool::new(connector, meter)),
         };
         Rc::new(Self { pool, idle_timeout, limit })
     }
@@ -162,6 +166,14 @@ impl Upstream {
         match &self.pool {
             Pool::Http1(pool) => pool.len(),
             Pool::H2c(pool) => pool.len(),
+        }
+    }
+
+    /// How many connections carry no request.
+    pub fn unused(&self) -> usize {
+        match &self.pool {
+            Pool::Http1(pool) => pool.len(),
+            Pool::H2c(pool) => pool.unused(),
         }
     }
 }

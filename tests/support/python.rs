@@ -28,6 +28,7 @@ const KEPT_LINES: usize = 40;
 
 static MOST: Environment = Environment::of("requirements.txt");
 static GRPC: Environment = Environment::of("requirements-grpc.txt");
+static METRICS: Environment = Environment::of("requirements-metrics.txt");
 static UWSGI: Environment = Environment::of("requirements-uwsgi.txt");
 
 /// An app and what serves it.
@@ -337,6 +338,20 @@ pub fn run_program(arguments: &[&str]) -> String {
 pub fn run_grpc_client(arguments: &[&str]) -> String {
     run(GRPC.python().expect("the environment that the service runs in").arg("grpc_client.py").args(arguments))
         .unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// Has `text` read by the reader of metrics, whose arguments are followed by a file that holds it: what it found.
+/// `None` where Python or its index can't be had, as with [`Site::start`].
+pub fn read_metrics(arguments: &[&str], text: &str) -> Option<Value> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let mut python = METRICS.python()?;
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let file = Path::new(TARGET).join(format!("metrics-{}-{number}.txt", std::process::id()));
+    fs::write(&file, text).expect("a file for the reader");
+    let found = run(python.arg("read_metrics.py").args(arguments).arg(&file));
+    fs::remove_file(&file).ok();
+    let found = found.unwrap_or_else(|why| panic!("{why}\n{text}"));
+    Some(serde_json::from_str(&found).expect("JSON"))
 }
 
 fn run(command: &mut Command) -> Result<String, String> {

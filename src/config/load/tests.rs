@@ -63,6 +63,7 @@ fn one_setting_is_enough_and_the_defaults_are_the_contracts() {
     assert_eq!(config.upstream_max_connections, None);
     assert_eq!(config.ready_path, None);
     assert!(!config.forwarded && !config.access_log_probes);
+    assert_eq!(config.metrics, Metrics { prometheus: true });
     assert_eq!((config.max_body_size, config.max_header_size), (None, 65536));
     assert_eq!(config.log_level, tracing::Level::INFO);
     assert_eq!(config.log_format, LogFormat::Json);
@@ -176,8 +177,8 @@ fn an_unknown_variable_is_a_mistake_unless_strict_is_off() {
         let [mistake] = mistakes(&[(name, "x")]).try_into().unwrap();
         assert_eq!((mistake.setting.as_str(), mistake.hint), (name, format!("Did you mean {meant}?")));
     }
-    // Settings of the contract that don't exist yet, too: nothing is accepted and ignored.
-    for name in ["HOSTWARD_METRICS", "HOSTWARD_XYZ", "HOSTWARD_"] {
+    // Nothing is accepted and ignored.
+    for name in ["HOSTWARD_XYZ", "HOSTWARD_"] {
         let [mistake] = mistakes(&[(name, "on")]).try_into().unwrap();
         assert!(mistake.hint.starts_with("Remove it"), "{mistake:?}");
         assert_eq!(mistake.value, None);
