@@ -60,8 +60,9 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -74,6 +75,7 @@ use crate::config::{Config, Protocol, TaskIp};
 use crate::drain::{Stage, Stop};
 use crate::log::{Repeats, Sink};
 use crate::memory::Budget;
+use crate::metrics::emf::{self, Emitter, Place};
 use crate::metrics::{Elsewhere, Metrics};
 use crate::policy::{Hosts, OwnAddresses, Policy};
 use crate::tls::pair::Pair;
@@ -101,7 +103,7 @@ pub async fn run(
     let admin = config.admin_listen.map(|address| bind("HOSTWARD_ADMIN_LISTEN", address)).transpose()?;
 
     let interfaces = discovery::interface_addresses();
-    let own = Arc::new(OwnAddresses { interfaces, discovered: std::sync::OnceLock::new() });
+    let own = Arc::new(OwnAddresses { interfaces, discovered: OnceLock::new() });
     let policy = Arc::new(Policy::new(&config.rules, Arc::clone(&own)));
     let tls = tls::begin(&config, given, &own.interfaces).map_err(|error| StartError::Tls(error.to_string()))?;
     let (stage, stages) = watch::channel(Stage::Running);
@@ -111,6 +113,8 @@ pub async fn run(
     let buffering = Arc::new(Buffering::new(&config, budget.clone(), Arc::clone(&repeats)));
     let most = config.max_connections.unwrap_or_else(listener::connections_from_fd_limit);
     let metrics = Arc::new(metrics(&sink, &buffering, &stages, most));
+    let place = Arc::<OnceLock<Place>>::default();
+    let emitter = config.metrics.emf.then(|| emit(&metrics, &sink, &place));
     let shared = Shared {
         config: Arc::clone(&config),
         policy: Arc::clone(&policy),
@@ -137,6 +141,7 @@ pub async fn run(
     spawn_local(summarise(Arc::clone(&repeats)));
     let auto = config.threads.is_none();
     discovery::spawn(&config.task_ip, own, move |found| {
+        place.set(Place::of(found)).ok();
         if let (true, Some(vcpus)) = (auto, found.vcpus) {
             threads.store(usable_cpus(Some(vcpus)), Ordering::Relaxed);
         }
@@ -147,6 +152,9 @@ pub async fn run(
     let stop = drain::run(stops, &stage, config.drain_delay, config.shutdown_timeout, || workers.borrow().open());
     tokio::join!(accept, stop);
     workers.into_inner().join();
+    if let Some(emitter) = emitter {
+        emf::finish(&emitter).await;
+    }
     Ok(())
 }
 
@@ -161,6 +169,20 @@ fn metrics(sink: &Sink, buffering: &Arc<Buffering>, stages: &watch::Receiver<Sta
         spooled: buffering.spooled(),
         log_lines_dropped: sink.dropped(),
     })
+}
+
+/// Has a line for `CloudWatch` written once a minute.
+fn emit(metrics: &Arc<Metrics>, sink: &Sink, place: &Arc<OnceLock<Place>>) -> Rc<RefCell<Emitter>> {
+    let emitter = Rc::new(RefCell::new(Emitter::new(Arc::clone(metrics), sink.clone(), Arc::clone(place))));
+    let every_minute = Rc::clone(&emitter);
+    spawn_local(async move {
+        loop {
+            tokio::time::sleep(emf::INTERVAL).await;
+            // If the log has no room, the next line tells it.
+            every_minute.borrow_mut().emit();
+        }
+    });
+    emitter
 }
 
 /// Why hostward can't start with settings that are right.

@@ -66,6 +66,11 @@ impl Sink {
         }
     }
 
+    /// Queues whole lines. False, and nothing counted, when there is no room: whoever offers them has them still.
+    pub fn offer(&self, lines: Vec<u8>) -> bool {
+        self.queue.try_send(Message::Lines(lines)).is_ok()
+    }
+
     /// How many lines were dropped.
     pub fn dropped(&self) -> u64 {
         self.dropped_ever.load(Ordering::Relaxed)

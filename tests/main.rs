@@ -14,6 +14,7 @@ mod conformance;
 mod discovery;
 mod docker;
 mod drain;
+mod emf;
 mod endurance;
 mod expectation;
 mod faults;

@@ -109,7 +109,7 @@ fn each_wrong_value_is_a_mistake_that_names_it() {
         ("HOSTWARD_LOG_FORMAT", &["xml", "on"]),
         ("HOSTWARD_ACCESS_LOG", &["some"]),
         ("HOSTWARD_ACCESS_LOG_PROBES", &["some"]),
-        ("HOSTWARD_METRICS", &["on", "prometheus statsd", "off,prometheus", "0"]),
+        ("HOSTWARD_METRICS", &["on", "prometheus emf statsd", "off,prometheus", "0"]),
         ("HOSTWARD_THREADS", &["0", "-1", "x", "100000"]),
         ("HOSTWARD_STRICT", &["maybe"]),
     ] {

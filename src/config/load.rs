@@ -228,8 +228,9 @@ impl Reader {
         self.each("HOSTWARD_METRICS", &["off"], |item| {
             match item.to_ascii_lowercase().as_str() {
                 "prometheus" => metrics.prometheus = true,
+                "emf" => metrics.emf = true,
                 "off" => {}
-                _ => return Err(Fault::new("expected prometheus, or off")),
+                _ => return Err(Fault::new("expected prometheus, emf, or off")),
             }
             Ok(())
         });

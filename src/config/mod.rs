@@ -323,6 +323,8 @@ pub enum LogFormat {
 pub struct Metrics {
     /// Whoever asks the admin port for `/metrics`.
     pub prometheus: bool,
+    /// `CloudWatch`, through the log.
+    pub emf: bool,
 }
 
 /// `HOSTWARD_ACCESS_LOG`

@@ -421,10 +421,10 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         variable: "HOSTWARD_METRICS",
         group: Group::Logging,
-        kind: Kind::List("prometheus, or off"),
+        kind: Kind::List("prometheus, emf, or off"),
         default: Default::Is("prometheus"),
-        example: "off",
-        meaning: "prometheus serves /metrics on the admin port",
+        example: "prometheus,emf",
+        meaning: "prometheus serves /metrics on the admin port, emf writes a line for CloudWatch once a minute; both may be given",
     },
     Setting {
         variable: "HOSTWARD_THREADS",

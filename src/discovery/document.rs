@@ -63,6 +63,13 @@ impl Document {
         presentable(&name)
     }
 
+    /// The cluster's name, which some versions give as its ARN.
+    pub(super) fn cluster(&self) -> Option<String> {
+        let label = || text(self.0.get("Labels")?, "com.amazonaws.ecs.cluster");
+        let cluster = text(&self.0, "Cluster").or_else(label)?;
+        presentable(cluster.rsplit('/').next().unwrap_or(cluster))
+    }
+
     /// A task document's availability zone.
     pub fn availability_zone(&self) -> Option<String> {
         text(&self.0, "AvailabilityZone").and_then(presentable)
@@ -274,5 +281,21 @@ mod tests {
         assert_eq!(shown.chars().count(), LONGEST_NAME + 1);
         assert!(shown.ends_with('…'));
         assert_eq!(presentable(&"x".repeat(LONGEST_NAME)).unwrap().len(), LONGEST_NAME);
+    }
+
+    #[test]
+    fn the_cluster_is_named_by_either_document_as_a_name_or_an_arn() {
+        let cluster = |json: &str| Document::parse(json.as_bytes()).unwrap().cluster();
+        for json in [
+            r#"{"Cluster": "main", "Containers": []}"#,
+            r#"{"Cluster": "arn:aws:ecs:eu-west-1:111122223333:cluster/main"}"#,
+            r#"{"Labels": {"com.amazonaws.ecs.cluster": "main"}}"#,
+            r#"{"Labels": {"com.amazonaws.ecs.cluster": "arn:aws:ecs:eu-west-1:111122223333:cluster/main"}}"#,
+        ] {
+            assert_eq!(cluster(json).as_deref(), Some("main"), "{json}");
+        }
+        for json in ["{}", r#"{"Cluster": 7}"#, r#"{"Cluster": ""}"#, r#"{"Cluster": "main/"}"#, r#"{"Labels": []}"#] {
+            assert_eq!(cluster(json), None, "{json}");
+        }
     }
 }

@@ -48,6 +48,8 @@ pub struct Found {
     pub vcpus: Option<f64>,
     /// The task definition, as `family:revision`.
     pub task: Option<String>,
+    /// The cluster's name.
+    pub cluster: Option<String>,
     /// The availability zone.
     pub availability_zone: Option<String>,
 }
@@ -159,6 +161,7 @@ async fn discover(client: &Client, endpoint: &Endpoint, own: &OwnAddresses) -> F
         found.vcpus = task.task_vcpus();
         found.availability_zone = task.availability_zone();
         found.task = found.task.or_else(|| task.task_definition());
+        found.cluster = found.cluster.or_else(|| task.cluster());
     }
     found
 }
@@ -169,7 +172,7 @@ async fn attempt<'a>(client: &Client, endpoint: &'a Endpoint) -> Result<(Found, 
     let answer = endpoint::ask(client, &endpoint.container).await;
     let container = answer.map_err(|failure| (&endpoint.container, failure))?;
     let addresses = container.addresses();
-    let task = container.task_definition();
+    let (task, cluster) = (container.task_definition(), container.cluster());
     if !addresses.is_empty() {
         let source = match endpoint.version {
             "v4" => "v4 container",
@@ -178,7 +181,7 @@ async fn attempt<'a>(client: &Client, endpoint: &'a Endpoint) -> Result<(Found, 
         };
         // Version 2 has answered with the task's document already.
         let document = endpoint.task.is_none().then_some(container);
-        return Ok((Found { addresses, source, task, ..Found::default() }, document));
+        return Ok((Found { addresses, source, task, cluster, ..Found::default() }, document));
     }
     let Some(url) = &endpoint.task else { return Err((&endpoint.container, Failure::no_address())) };
     let document = endpoint::ask(client, url).await.map_err(|failure| (url, failure))?;
@@ -187,7 +190,7 @@ async fn attempt<'a>(client: &Client, endpoint: &'a Endpoint) -> Result<(Found, 
         return Err((url, Failure::no_address()));
     }
     let source = if endpoint.version == "v4" { "v4 task" } else { "v3 task" };
-    Ok((Found { addresses, source, task, ..Found::default() }, Some(document)))
+    Ok((Found { addresses, source, task, cluster, ..Found::default() }, Some(document)))
 }
 
 fn publish(found: &Found, own: &OwnAddresses) {

@@ -1,8 +1,8 @@
 //! What one worker counts. A cell has one writer, its worker's thread, which needs no more than a load and a store;
 //! whoever adds the workers up reads the cells as they are.
 //!
-//! All cells lie in one row, so that adding up is the same for every kind of count. What they mean is said in the
-//! constants below, and read in [`super::Snapshot`].
+//! All cells lie in one row, so that adding up, and taking off what was there before, is the same for every kind of
+//! count. What they mean is said in the constants below, and read in [`super::Snapshot`].
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -256,6 +256,16 @@ impl Totals {
         Self(all)
     }
 
+    /// Nothing has been counted.
+    pub(super) fn zero() -> Self {
+        Self(vec![0; LENGTH])
+    }
+
+    /// What has been counted since.
+    pub(super) fn since(&self, earlier: &Self) -> Self {
+        Self(self.0.iter().zip(&earlier.0).map(|(now, before)| now.wrapping_sub(*before)).collect())
+    }
+
     pub(super) fn set(&mut self, what: Count, value: u64) {
         self.0[SINGLE + what as usize] = value;
     }
@@ -367,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_added_up() {
+    fn workers_are_added_up_and_what_was_before_is_taken_off() {
         let workers = [Cells::new(), Cells::new()];
         let meters = workers.each_ref().map(|cells| Rc::new(Meter::new(Arc::clone(cells))));
         let open = meters[0].open(Count::Connections, Count::ConnectionsClosed);
@@ -376,7 +386,7 @@ mod tests {
         assert_eq!((before.get(Count::Connections), before.get(Count::ConnectionsClosed)), (3, 0));
         drop(open);
         meters[1].count(Count::Connections, 1);
-        let after = Totals::of(&workers);
-        assert_eq!((after.get(Count::Connections), after.get(Count::ConnectionsClosed)), (4, 1));
+        let since = Totals::of(&workers).since(&before);
+        assert_eq!((since.get(Count::Connections), since.get(Count::ConnectionsClosed)), (1, 1));
     }
 }

@@ -4,6 +4,7 @@
 //! Counting is always on: it costs less than asking whether it is wanted would save.
 
 mod cells;
+pub mod emf;
 mod prometheus;
 
 use std::fmt;
@@ -244,6 +245,17 @@ impl Histogram {
     /// All of them together.
     pub fn sum(&self) -> Duration {
         Duration::from_nanos(self.nanoseconds.iter().fold(0, |sum, more| sum.saturating_add(*more)))
+    }
+
+    fn together<'a>(histograms: impl Iterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for histogram in histograms {
+            for (at, count) in histogram.counts.iter().enumerate() {
+                sum.counts[at] += count;
+                sum.nanoseconds[at] = sum.nanoseconds[at].saturating_add(histogram.nanoseconds[at]);
+            }
+        }
+        sum
     }
 
     /// Each bucket's upper bound in seconds, and how many durations are in it and in none before.

@@ -63,7 +63,7 @@ fn one_setting_is_enough_and_the_defaults_are_the_contracts() {
     assert_eq!(config.upstream_max_connections, None);
     assert_eq!(config.ready_path, None);
     assert!(!config.forwarded && !config.access_log_probes);
-    assert_eq!(config.metrics, Metrics { prometheus: true });
+    assert_eq!(config.metrics, Metrics { prometheus: true, emf: false });
     assert_eq!((config.max_body_size, config.max_header_size), (None, 65536));
     assert_eq!(config.log_level, tracing::Level::INFO);
     assert_eq!(config.log_format, LogFormat::Json);
