@@ -66,13 +66,14 @@ pub const ERRORS: [(&str, Side); 15] = [
     (CUT, Side::Hostward),
 ];
 /// What may go wrong with connecting to the app: these of [`ERRORS`].
-pub(super) const CONNECT_ERRORS: [&str; 6] = [
+pub(super) const CONNECT_ERRORS: [&str; 7] = [
     Failure::Name.token(),
     Failure::Prohibited.token(),
     Failure::ConnectionRefused.token(),
     Failure::ConnectTimeout.token(),
     Failure::Unreachable.token(),
     Failure::ConnectionTerminated.token(),
+    Failure::OutOfDescriptors.token(),
 ];
 /// Upper bounds of a histogram's buckets, in nanoseconds: those that OpenTelemetry advises for HTTP.
 pub(super) const BOUNDS: [u64; 14] = [
