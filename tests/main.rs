@@ -11,6 +11,7 @@ mod buffering;
 mod client_limits;
 mod commands;
 mod conformance;
+mod dashboard;
 mod discovery;
 mod docker;
 mod drain;
