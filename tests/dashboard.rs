@@ -14,7 +14,7 @@ const DASHBOARD: &str = include_str!("../docs/grafana.json");
 
 /// Put on every series by whoever scrapes it.
 const OF_PROMETHEUS: [&str; 2] = ["job", "instance"];
-/// What else is a word in the dashboard's PromQL.
+/// What else is a word in the dashboard's `PromQL`.
 const LANGUAGE: [&str; 9] = ["sum", "rate", "by", "histogram_quantile", "count", "max", "min", "increase", "le"];
 
 /// A metric in a query, with what its labels are compared with.

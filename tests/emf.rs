@@ -134,10 +134,7 @@ fn where_discovery_knows_the_place_it_becomes_the_dimensions() {
         ("ECS_CONTAINER_METADATA_URI_V4", &metadata.url()),
     ];
     let mut task = Task::echo(&settings);
-    // The place is handed over with the addresses, or after the task's own document was asked for.
-    task.hostward.line(|line| line["msg"] == "task addresses found");
-    eventually("both documents were asked for", || (metadata.asked().len() >= usable_documents()).then_some(()));
-    std::thread::sleep(Duration::from_millis(200));
+    wait_for_place(&task, &metadata);
     let line = lines(&mut task).pop().unwrap();
     let dimensions = &line["_aws"]["CloudWatchMetrics"][0]["Dimensions"];
     assert_eq!(dimensions, &json!([["ClusterName", "TaskDefinitionFamily"]]));
@@ -148,9 +145,13 @@ fn where_discovery_knows_the_place_it_becomes_the_dimensions() {
     assert_eq!(line["_aws"]["CloudWatchMetrics"][0]["Dimensions"], json!([[]]));
 }
 
-/// The task's document is asked for where there is more than one CPU.
-fn usable_documents() -> usize {
-    std::thread::available_parallelism().map_or(1, |cpus| if cpus.get() > 1 { 2 } else { 1 })
+/// The place is handed over with the addresses, or after the task's own document was asked for, as it is where there is
+/// more than one CPU.
+pub fn wait_for_place(task: &Task, metadata: &Metadata) {
+    let documents = std::thread::available_parallelism().map_or(1, |cpus| if cpus.get() > 1 { 2 } else { 1 });
+    task.hostward.line(|line| line["msg"] == "task addresses found");
+    eventually("the documents were asked for", || (metadata.asked().len() >= documents).then_some(()));
+    std::thread::sleep(Duration::from_millis(200));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod attacks;
 mod behaviours;
 mod buffering;
 mod client_limits;
+mod cloudwatch;
 mod commands;
 mod conformance;
 mod dashboard;

@@ -8,9 +8,12 @@ use hostward::config::SETTINGS;
 use hostward::error::Failure;
 use hostward::message::authority::InvalidAuthority;
 use hostward::policy::Refusal;
+use serde_json::Value;
 
+use crate::support::app::answer;
 use crate::support::hostward::Hostward;
-use crate::support::wire::text;
+use crate::support::wire::{get, text};
+use crate::support::{Task, eventually};
 
 const README: &str = include_str!("../README.md");
 
@@ -149,6 +152,50 @@ fn the_table_of_answers_is_what_the_program_answers() {
         (failure.status().as_str().to_owned(), failure.token().to_owned(), failure.message().to_owned())
     });
     assert_eq!(answers, given.collect());
+}
+
+#[test]
+fn the_table_of_metrics_is_what_is_served() {
+    let task = Task::echo(&[]);
+    task.get("/").expect(200);
+    let served = eventually("the request is counted", || {
+        let text = get(task.hostward.admin, "localhost", "/metrics").expect(200).text();
+        text.contains("hostward_upstream_response_seconds_count").then_some(text)
+    });
+    let mut families = Vec::<[String; 3]>::new();
+    for line in served.lines() {
+        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|help| help.split_once(' ')) {
+            families.push([format!("`{name}`"), String::new(), help.to_owned()]);
+        } else if let Some((_, labels)) = line.split_once('{') {
+            let names = labels.split(',').filter_map(|label| label.split_once('=')).map(|(name, _)| name);
+            let names: Vec<_> = names.filter(|name| *name != "le").map(|name| format!("`{name}`")).collect();
+            families.last_mut().expect("HELP comes first")[1] = names.join(", ");
+        }
+    }
+    assert_eq!(rows(section("metrics")), families);
+}
+
+#[test]
+fn the_example_of_a_line_is_as_it_is_written() {
+    let example = README.lines().find(|line| line.starts_with('{') && line.contains("\"msg\":\"request\""));
+    let example: Value = serde_json::from_str(example.expect("an example")).expect("JSON");
+    let given = |name: &str| example[name].as_str().expect(name);
+    let task = Task::start(&[], |talk| talk.reply(answer("200 OK", "", "ok\n")));
+    task.ask(format!(
+        "{} {}?token=1 HTTP/1.1\r\nHost: {}\r\nUser-Agent: {}\r\nX-Forwarded-For: {}\r\nX-Amzn-Trace-Id: Root={}\r\nCookie: c=1\r\n\r\n",
+        given("method"),
+        given("path"),
+        given("host"),
+        given("user_agent"),
+        given("client_ip"),
+        given("trace_id"),
+    ))
+    .expect(200);
+    let mut line = task.hostward.request_line(given("path"));
+    for other in ["time", "duration_ms", "upstream_ms", "request_id"] {
+        line[other] = example[other].clone();
+    }
+    assert_eq!(line.to_string(), example.to_string());
 }
 
 fn read_sources(directory: &Path, all: &mut String) {
