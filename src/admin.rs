@@ -1,5 +1,5 @@
 //! The second listener: `/livez` says that hostward runs, `/readyz` that it wants traffic and that the app
-//! is there, `/metrics` what it has counted.
+//! is there, `/metrics` what it has counted, `/status` how it is.
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -23,6 +23,7 @@ use crate::message::uwsgi::Packet;
 use crate::metrics::{self, Metrics};
 use crate::policy::Policy;
 use crate::socket::Socket;
+use crate::status::Status;
 use crate::upstream::connect::Connector;
 use crate::upstream::h2c;
 use crate::upstream::uwsgi;
@@ -38,6 +39,8 @@ pub struct Admin {
     pub stage: watch::Receiver<Stage>,
     /// What has been counted.
     pub metrics: Arc<Metrics>,
+    /// What else is known.
+    pub status: Status,
 }
 
 impl Admin {
@@ -78,9 +81,14 @@ impl Admin {
                 content_type = format.content_type();
                 (StatusCode::OK, metrics::encode(self.metrics.snapshot(), format))
             }
-            (_, "/livez" | "/readyz") => (StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".to_owned()),
+            (&Method::GET | &Method::HEAD, "/status") => {
+                content_type = "application/json";
+                let stage = *self.stage.borrow();
+                (StatusCode::OK, format!("{:#}\n", self.status.report(stage, &self.ready().await)))
+            }
+            (_, "/livez" | "/readyz" | "/status") => (StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".to_owned()),
             (_, "/metrics") if served => (StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".to_owned()),
-            _ => (StatusCode::NOT_FOUND, "here are /livez, /readyz and /metrics\n".to_owned()),
+            _ => (StatusCode::NOT_FOUND, "here are /livez, /readyz, /status and /metrics\n".to_owned()),
         };
         let mut response = Response::new(Full::from(text));
         *response.status_mut() = status;

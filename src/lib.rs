@@ -6,10 +6,10 @@
 //! | floor | what stands there |
 //! |---|---|
 //! | 5 the process | `main`, [`run`], [`command`] |
-//! | 4 doors | [`listener`], [`worker`], `handshake`, [`connection`], [`drain`], [`admin`] |
+//! | 4 doors | [`listener`], [`worker`], `handshake`, [`connection`], [`drain`], [`admin`], [`status`] |
 //! | 3 the life of a request | [`proxy`], [`answer`] |
 //! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`tls`], [`timers`] |
-//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`access_log`], [`metrics`], [`log`], [`memory`] |
+//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`diagnose`], [`refusals`], [`recent`], [`access_log`], [`metrics`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
 //! *Downstream* is the client's side, *upstream* the app's. What is deliberately absent elsewhere:
@@ -30,6 +30,7 @@ pub mod body;
 pub mod command;
 pub mod config;
 pub mod connection;
+pub mod diagnose;
 pub mod discovery;
 pub mod drain;
 pub mod error;
@@ -48,7 +49,10 @@ pub mod proxy;
 pub mod proxy_protocol;
 pub mod pump;
 pub mod read_ahead;
+pub mod recent;
+pub mod refusals;
 pub mod socket;
+pub mod status;
 pub mod timers;
 pub mod tls;
 pub mod tunnel;
@@ -77,7 +81,10 @@ use crate::log::{Repeats, Sink};
 use crate::memory::Budget;
 use crate::metrics::emf::{self, Emitter, Place};
 use crate::metrics::{Elsewhere, Metrics};
-use crate::policy::{Hosts, OwnAddresses, Policy};
+use crate::policy::{HostPolicy, Hosts, OwnAddresses, Policy};
+use crate::recent::Recent;
+use crate::refusals::Refusals;
+use crate::status::Status;
 use crate::tls::pair::Pair;
 use crate::upstream::Limit;
 use crate::worker::{Shared, Workers};
@@ -108,6 +115,8 @@ pub async fn run(
     let tls = tls::begin(&config, given, &own.interfaces).map_err(|error| StartError::Tls(error.to_string()))?;
     let (stage, stages) = watch::channel(Stage::Running);
     let repeats = Arc::new(Repeats::default());
+    let refusals = Arc::<Refusals>::default();
+    let recent = Arc::<Recent>::default();
     let threads = Arc::new(AtomicUsize::new(first_threads(&config)));
     let budget = Budget::new(memory::bound(memory::container_limit()));
     let buffering = Arc::new(Buffering::new(&config, budget.clone(), Arc::clone(&repeats)));
@@ -119,6 +128,8 @@ pub async fn run(
         config: Arc::clone(&config),
         policy: Arc::clone(&policy),
         repeats: Arc::clone(&repeats),
+        refusals: Arc::clone(&refusals),
+        recent: Arc::clone(&recent),
         buffering,
         sink,
         metrics: Arc::clone(&metrics),
@@ -136,9 +147,18 @@ pub async fn run(
     let admin_address = admin.as_ref().map_or_else(|| "off".into(), address);
     announce(&config, &own, &address(&listener), &admin_address, most);
     if let Some(admin) = admin {
-        spawn_local(Admin { config: Arc::clone(&config), policy, stage: stages.clone(), metrics }.serve(admin));
+        let status = Status {
+            config: Arc::clone(&config),
+            policy: Arc::clone(&policy),
+            metrics: Arc::clone(&metrics),
+            refusals: Arc::clone(&refusals),
+            recent,
+            listen: address(&listener),
+            started,
+        };
+        spawn_local(Admin { config: Arc::clone(&config), policy, stage: stages.clone(), metrics, status }.serve(admin));
     }
-    spawn_local(summarise(Arc::clone(&repeats)));
+    spawn_local(summarise(Arc::clone(&repeats), refusals, config.rules.mode));
     let auto = config.threads.is_none();
     discovery::spawn(&config.task_ip, own, move |found| {
         place.set(Place::of(found)).ok();
@@ -287,11 +307,15 @@ fn join<T: ToString>(items: &[T]) -> String {
 }
 
 /// Says once a minute what was left out of the log.
-async fn summarise(repeats: Arc<Repeats>) {
+async fn summarise(repeats: Arc<Repeats>, refusals: Arc<Refusals>, mode: HostPolicy) {
+    let window_s = log::WINDOW.as_secs();
     loop {
         tokio::time::sleep(log::WINDOW).await;
         for (message, reason, repeated) in repeats.expire(Instant::now()) {
-            tracing::warn!(reason, repeated, window_s = log::WINDOW.as_secs(), "{message}");
+            tracing::warn!(reason, repeated, window_s, "{message}");
+        }
+        for (reason, host, repeated) in refusals.expire(Instant::now()) {
+            tracing::warn!(reason, host, repeated, window_s, "{}", mode.message());
         }
     }
 }

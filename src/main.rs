@@ -48,7 +48,8 @@ fn main() -> ExitCode {
             },
         },
         Command::Config { format } => command::config::run(&loaded.sources, format, &mut stdout()).into(),
-        Command::Explain(asked) => command::explain::run(&loaded.config, &asked, &mut stdout()).into(),
+        Command::Explain(asked) => command::explain::run(&loaded.config, &asked, &mut stdin(), &mut stdout()).into(),
+        Command::Status { format } => command::status::run(&loaded.config, format, &mut stdout()).into(),
         Command::Healthcheck { ready } => command::healthcheck::run(&loaded.config, ready, &mut stdout()).into(),
         Command::Inject(_) => unreachable!("answered before any setting was read"),
     }

@@ -30,6 +30,8 @@ use crate::metrics::{Count, Metrics};
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy_protocol::{self, Refusal};
+use crate::recent::Recent;
+use crate::refusals::Refusals;
 use crate::timers::{TICK, Timers};
 use crate::tls::Tls;
 use crate::upstream::connect::Connector;
@@ -44,6 +46,10 @@ pub struct Shared {
     pub policy: Arc<Policy>,
     /// What has been said in the log already.
     pub repeats: Arc<Repeats>,
+    /// The hosts that were refused.
+    pub refusals: Arc<Refusals>,
+    /// The last failures.
+    pub recent: Arc<Recent>,
     /// Where request bodies wait until they are whole.
     pub buffering: Arc<Buffering>,
     /// Where log lines go.
@@ -214,6 +220,8 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
             policy: Arc::clone(&shared.policy),
             buffering: Arc::clone(&shared.buffering),
             repeats: Arc::clone(&shared.repeats),
+            refusals: Arc::clone(&shared.refusals),
+            recent: Arc::clone(&shared.recent),
             bounds: Bounds { read_ahead: config.buffer_responses, budget: shared.budget.clone() },
         },
         timers: Timers::new(),

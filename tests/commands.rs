@@ -5,7 +5,7 @@ use std::process::Output;
 use serde_json::Value;
 
 use crate::support::Task;
-use crate::support::app::App;
+use crate::support::app::{App, Then, answer};
 use crate::support::hostward::Hostward;
 use crate::support::wire::text;
 
@@ -190,4 +190,112 @@ fn check_judges_the_settings_and_the_app() {
         let output = Hostward::run(arguments, settings);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{}", both(&output));
     }
+}
+
+#[test]
+fn explain_reads_a_raw_request_and_says_which_rules_were_tried() {
+    let explain_raw = |raw: &str, arguments: &[&str]| {
+        let arguments = [&["explain", "--request", "-", "--format", "json"], arguments].concat();
+        let output = Hostward::run_with(&arguments, &[HOSTS], raw.as_bytes());
+        let said: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", both(&output)));
+        (said, output.status.code())
+    };
+    let raw =
+        "POST /cart?x=1 HTTP/1.1\r\nHost: www.example.com\r\nX_Real_IP: 1.2.3.4\r\nContent-Length: 5\r\n\r\nhello";
+    let (said, code) = explain_raw(raw, &["--peer", "10.0.1.7"]);
+    assert_eq!((code, &said["verdict"], &said["rule"]), (Some(0), &"allowed".into(), &"exact".into()), "{said}");
+    assert_eq!(said["app_sees"]["request_line"], "POST /cart?x=1 HTTP/1.1");
+    assert!(!said["app_sees"].to_string().contains("x_real_ip"), "{said}");
+    // The same refusals as the proxy's, and what else is given counts too.
+    for (raw, status) in [
+        ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
+        ("GET / HTTP/1.1\r\nHost: www.example.com\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: www.example.com\r\nHost: www.example.com\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: www.example.com\r\n", 400),
+        ("CONNECT www.example.com:443 HTTP/1.1\r\nHost: www.example.com\r\n\r\n", 405),
+    ] {
+        let (said, code) = explain_raw(raw, &[]);
+        assert_eq!((code, &said["status"]), (Some(3), &status.into()), "{raw}\n{said}");
+    }
+    let (said, _) = explain_raw(
+        "GET / HTTP/1.1\r\nHost: 10.0.9.9\r\nUser-Agent: ELB-HealthChecker/2.0\r\n\r\n",
+        &["--peer", "10.0.1.7", "--local", "10.0.2.100:8080"],
+    );
+    assert_eq!(
+        said["tried"],
+        serde_json::json!([
+            "address",
+            "network",
+            "any",
+            "self_local",
+            "self_task",
+            "self_interface",
+            "peer",
+            "probe_network"
+        ])
+    );
+    assert_eq!(said["sender"], "nlb_probe");
+    assert!(said["hint"].as_str().is_some_and(|hint| hint.contains("HOSTWARD_PROBE_HOSTS=")), "{said}");
+    let (said, code) = explain(&["--method", "DELETE", "--target", "/a?b", "--host", "www.example.com"], &[]);
+    assert!(code == Some(0) && said.contains("DELETE /a?b HTTP/1.1"), "{said}");
+}
+
+#[test]
+fn status_says_what_is_so_and_what_went_wrong() {
+    let task = Task::start(&[], |talk| {
+        if talk.request.target == "/dies" { Then::Close } else { talk.reply(answer("200 OK", "", "here")) }
+    });
+    task.get("/").expect(200);
+    task.get("/dies").expect(502);
+    for _ in 0..3 {
+        task.turned_away(
+            "GET / HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: Mozilla\r\nX-Forwarded-For: 203.0.113.7\r\n\r\n",
+            421,
+        );
+    }
+    let admin = task.hostward.admin.to_string();
+    let run = |arguments: &[&str]| Hostward::run(arguments, &[HOSTS, ("HOSTWARD_ADMIN_LISTEN", &admin)]);
+    let output = run(&["status"]);
+    let said = both(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for words in [
+        "running, up for",
+        "ready            yes",
+        "api.example.com: 3 × from sibling, not_allowed",
+        "502 /dies: app closed connection (connection_terminated)",
+        "0 lines dropped",
+        &task.app.url(),
+    ] {
+        assert!(said.contains(words), "no {words:?} in\n{said}");
+    }
+    let status: Value = serde_json::from_slice(&run(&["status", "--format", "json"]).stdout).unwrap();
+    assert_eq!(status["requests"]["by_decision"]["refused"], 3, "{status:#}");
+    assert_eq!(status["requests"]["by_status"]["421"], 3, "{status:#}");
+    assert_eq!(status["refused_hosts"][0]["host"], "api.example.com", "{status:#}");
+    // What runs here knows more of a refused host.
+    let output = run(&["explain", "--host", "api.example.com"]);
+    assert!(both(&output).contains("seen     3 times since hostward started here"), "{}", both(&output));
+    // Nobody there, or nobody to ask.
+    let nowhere = App::nowhere().to_string();
+    for admin in [nowhere.as_str(), "off"] {
+        let output = Hostward::run(&["status"], &[HOSTS, ("HOSTWARD_ADMIN_LISTEN", admin)]);
+        assert_eq!(output.status.code(), Some(1), "{}", both(&output));
+    }
+}
+
+#[test]
+fn a_host_that_is_only_reported_is_seen_in_the_status() {
+    let task = Task::echo(&[("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_HOST_POLICY", "report")]);
+    for number in 0..3 {
+        task.admitted(format!("GET / HTTP/1.1\r\nHost: shop{number}.example.com\r\nUser-Agent: Mozilla\r\n\r\n"));
+    }
+    let line = task.hostward.line(|line| line["msg"] == "request would be denied");
+    assert!(line["hint"].as_str().is_some_and(|hint| hint.contains("HOSTWARD_ALLOWED_HOSTS")), "{line}");
+    assert!(line["status"].is_null(), "{line}");
+    let answer = crate::support::wire::get(task.hostward.admin, "localhost", "/status").expect(200);
+    let status: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(status["host_policy"], "report");
+    assert_eq!(status["refused_hosts"].as_array().map(Vec::len), Some(3), "{status:#}");
 }

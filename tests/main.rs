@@ -13,6 +13,7 @@ mod cloudwatch;
 mod commands;
 mod conformance;
 mod dashboard;
+mod diagnose;
 mod discovery;
 mod docker;
 mod drain;

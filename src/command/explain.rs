@@ -1,90 +1,165 @@
 //! `hostward explain`: what would happen to a request, by the proxy's own steps.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, Uri, Version};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Request, Version};
 use serde_json::{Value, json};
 
-use super::{Explain, Format};
+use super::{Explain, Format, status};
 use crate::config::{Config, Protocol, RejectStatus};
+use crate::diagnose::{Diagnosis, Evidence, diagnose};
 use crate::discovery;
 use crate::error::Failure;
 use crate::message::forwarding::Peer;
+use crate::message::framing::RequestFraming;
 use crate::message::uwsgi::Packet;
-use crate::policy::{OwnAddresses, Policy, Verdict};
+use crate::policy::{OwnAddresses, Policy, Rule, Verdict};
 use crate::proxy::request::{self, Inbound};
 
-/// Prints the verdict, the rule and what the app would see. Returns the exit code: 0 enters, 3 doesn't.
-pub fn run(config: &Config, asked: &Explain, out: &mut impl Write) -> u8 {
+/// Prints the verdict, the rule and what the app would see. Returns the exit code: 0 enters, 3 doesn't, 2 when there is no
+/// request to explain.
+pub fn run(config: &Config, asked: &Explain, input: &mut impl Read, out: &mut impl Write) -> u8 {
+    let head = match request(asked, input, config.max_header_size) {
+        Ok(head) => head,
+        Err(Unread::Input(error)) => return if writeln!(out, "no request to read: {error}").is_ok() { 2 } else { 1 },
+        Err(Unread::Request(failure)) => return print(config, asked, &Explained::failed(failure), out),
+    };
     let policy = Policy::new(&config.rules, own_addresses(config));
-    let explained = explain(config, &policy, asked);
-    let enters = explained.outcome.is_ok();
+    let mut explained = Explained::of(config, &policy, asked, head);
+    explained.seen = explained.host.as_deref().and_then(|host| status::refused(config, host));
+    print(config, asked, &explained, out)
+}
+
+fn print(config: &Config, asked: &Explain, explained: &Explained, out: &mut impl Write) -> u8 {
     let printed = match asked.format {
         Format::Json => writeln!(out, "{:#}", explained.json(config)),
         Format::Text | Format::Markdown => explained.text(config, out),
     };
-    match (printed, enters) {
+    match (printed, &explained.outcome) {
         (Err(_), _) => 1,
-        (Ok(()), true) => 0,
-        (Ok(()), false) => 3,
+        (Ok(()), Ok(_)) => 0,
+        (Ok(()), Err(_)) => 3,
     }
 }
 
 struct Explained {
     verdict: Option<Verdict>,
+    /// The rules that were asked, in order.
+    tried: Vec<(Rule, bool)>,
     outcome: Result<Seen, Failure>,
+    diagnosis: Option<Diagnosis>,
+    host: Option<String>,
+    /// What the hostward that runs here knows of a refused host.
+    seen: Option<String>,
 }
 
 /// What the app would see.
 struct Seen {
+    request_line: String,
     fields: HeaderMap,
     /// What they are for an app that speaks uwsgi.
     packet: Option<Packet>,
 }
 
-fn explain(config: &Config, policy: &Policy, asked: &Explain) -> Explained {
-    let local = SocketAddr::new(asked.local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), config.listen.port());
-    let peer = Peer::new(asked.peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), local, &policy.trusted);
-    let mut verdict = None;
-    let outcome = judged(config, policy, asked, &peer, &mut verdict);
-    Explained { verdict, outcome }
+/// Why there is no request to explain.
+enum Unread {
+    Input(io::Error),
+    /// It is none, as the proxy would find.
+    Request(Failure),
 }
 
-fn judged(
-    config: &Config,
-    policy: &Policy,
-    asked: &Explain,
-    peer: &Peer,
-    verdict: &mut Option<Verdict>,
-) -> Result<Seen, Failure> {
-    let mut request = Request::new(());
-    *request.method_mut() = Method::GET;
-    *request.uri_mut() = Uri::from_static("/");
-    *request.version_mut() = if asked.http10 { Version::HTTP_10 } else { Version::HTTP_11 };
+/// The request that is asked about: raw bytes, or what the flags say.
+fn request(asked: &Explain, input: &mut impl Read, most: usize) -> Result<Parts, Unread> {
+    let (mut head, ()) = if asked.raw {
+        let mut bytes = Vec::new();
+        input.take(most as u64 + 1).read_to_end(&mut bytes).map_err(Unread::Input)?;
+        parse(&bytes, most).map_err(Unread::Request)?.into_parts()
+    } else {
+        let mut request = Request::new(());
+        *request.method_mut() = asked.method.clone();
+        *request.uri_mut() = asked.target.clone();
+        *request.version_mut() = if asked.http10 { Version::HTTP_10 } else { Version::HTTP_11 };
+        request.into_parts()
+    };
     if let Some(host) = &asked.host {
-        let host = HeaderValue::from_str(host).map_err(|_| Failure::Malformed("the host has control characters"))?;
-        request.headers_mut().append(header::HOST, host);
+        let host = HeaderValue::from_str(host).map_err(|_| Unread::Request(CONTROL))?;
+        head.headers.append(header::HOST, host);
     }
     for (name, value) in &asked.headers {
-        request.headers_mut().append(name, value.clone());
+        head.headers.append(name, value.clone());
     }
-    let (mut head, ()) = request.into_parts();
-    let inbound = Inbound::read(&head)?;
-    let decided = *verdict.insert(request::judge(policy, peer, &inbound, &head)?);
-    request::rewrite(&mut head, inbound, decided, peer, config.tls.scheme(), config, policy)?;
-    let packet = match config.upstream.protocol {
-        Protocol::Http | Protocol::H2c => None,
-        Protocol::Uwsgi => Some(Packet::new(&head, None, 0)?),
-    };
-    Ok(Seen { fields: head.headers, packet })
+    Ok(head)
+}
+
+/// A raw request's head, by the proxy's own look at the bytes and the parser that hyper has.
+fn parse(bytes: &[u8], most: usize) -> Result<Request<()>, Failure> {
+    RequestFraming::new(most).feed(bytes)?;
+    let mut lines = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut parsed = httparse::Request::new(&mut lines);
+    match parsed.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Err(Failure::Malformed("the request head has no end")),
+        Err(httparse::Error::TooManyHeaders) => return Err(Failure::HeadTooLarge),
+        Err(_) => return Err(UNPARSED),
+    }
+    let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    let mut request = Request::builder().version(version);
+    if let (Some(method), Some(target)) = (parsed.method, parsed.path) {
+        request = request.method(method).uri(target);
+    }
+    for line in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| UNPARSED)?;
+        request = request.header(name, line.value);
+    }
+    request.body(()).map_err(|_| UNPARSED)
 }
 
 impl Explained {
+    fn failed(failure: Failure) -> Self {
+        Self { verdict: None, tried: Vec::new(), outcome: Err(failure), diagnosis: None, host: None, seen: None }
+    }
+
+    fn of(config: &Config, policy: &Policy, asked: &Explain, mut head: Parts) -> Self {
+        let port = asked.local_port.unwrap_or_else(|| config.listen.port());
+        let local = SocketAddr::new(asked.local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
+        let peer = Peer::new(asked.peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), local, &policy.trusted);
+        let inbound = match Inbound::read(&head) {
+            Ok(inbound) => inbound,
+            Err(failure) => return Self::failed(failure),
+        };
+        let authority = match inbound.authority() {
+            Ok(authority) => authority,
+            Err(failure) => return Self::failed(failure),
+        };
+        let (verdict, tried) = policy.trace(&request::facts(authority.as_ref(), &peer, &head));
+        let diagnosis = match verdict {
+            Verdict::Allowed(_) | Verdict::Probe(_) => None,
+            Verdict::Refused(refusal) | Verdict::Reported(refusal) => {
+                let inside = policy.is_inside(peer.address);
+                let evidence =
+                    Evidence { refusal, authority: authority.as_ref(), peer: &peer, inside, headers: &head.headers };
+                Some(diagnose(&evidence, &config.rules))
+            }
+        };
+        let host = authority.map(|authority| authority.text.to_ascii_lowercase());
+        let outcome = request::rewrite(&mut head, inbound, verdict, &peer, config.tls.scheme(), config, policy);
+        let outcome = outcome.and_then(|_| {
+            let packet = match config.upstream.protocol {
+                Protocol::Http | Protocol::H2c => None,
+                Protocol::Uwsgi => Some(Packet::new(&head, None, 0)?),
+            };
+            let request_line = format!("{} {} {:?}", head.method, head.uri, head.version);
+            Ok(Seen { request_line, fields: head.headers, packet })
+        });
+        Self { verdict: Some(verdict), tried, outcome, diagnosis, host, seen: None }
+    }
+
     /// One word: what the access log would say.
     fn decision(&self) -> &'static str {
         self.verdict.map_or("malformed", Verdict::decision)
@@ -99,11 +174,11 @@ impl Explained {
         }
     }
 
-    fn hint(&self) -> Option<&'static str> {
-        match (self.verdict, &self.outcome) {
-            (Some(Verdict::Reported(refusal)), _) => Some(refusal.hint()),
-            (_, Err(failure)) => Some(failure.hint()),
-            _ => None,
+    fn hint(&self) -> Option<&str> {
+        match (&self.diagnosis, &self.outcome) {
+            (Some(diagnosis), _) => Some(&diagnosis.hint),
+            (None, Err(failure)) => Some(failure.hint()),
+            (None, Ok(_)) => None,
         }
     }
 
@@ -116,12 +191,27 @@ impl Explained {
         }
     }
 
+    /// The rules that didn't hold, before the one that did.
+    fn tried(&self) -> impl Iterator<Item = &'static str> {
+        self.tried.iter().filter(|(_, holds)| !holds).map(|(rule, _)| rule.name())
+    }
+
     fn text(&self, config: &Config, out: &mut impl Write) -> io::Result<()> {
         let rule = self.verdict.map_or("-", Verdict::rule);
         writeln!(out, "verdict  {}", self.decision())?;
         writeln!(out, "rule     {rule}: {}", self.why())?;
+        let tried = self.tried().collect::<Vec<_>>().join(", ");
+        if !tried.is_empty() {
+            writeln!(out, "tried    {tried}")?;
+        }
+        if let Some(Diagnosis { sender, what, .. }) = &self.diagnosis {
+            writeln!(out, "sender   {sender}: {what}")?;
+        }
         if let Some(hint) = self.hint() {
             writeln!(out, "hint     {hint}")?;
+        }
+        if let Some(seen) = &self.seen {
+            writeln!(out, "seen     {seen}")?;
         }
         match &self.outcome {
             Err(_) => writeln!(out, "answer   {}\n\nthe app sees nothing", self.status(config).unwrap_or_default()),
@@ -132,8 +222,8 @@ impl Explained {
                 }
                 Ok(())
             }
-            Ok(Seen { fields, packet: None }) => {
-                writeln!(out, "\nthe app sees\n\n  GET / HTTP/1.1")?;
+            Ok(Seen { request_line, fields, packet: None }) => {
+                writeln!(out, "\nthe app sees\n\n  {request_line}")?;
                 for (name, value) in fields {
                     writeln!(out, "  {name}: {}", String::from_utf8_lossy(value.as_bytes()))?;
                 }
@@ -150,7 +240,7 @@ impl Explained {
                 .collect()
         };
         let sees = |seen: &Seen| {
-            let mut sees = json!({ "request_line": "GET / HTTP/1.1", "fields": fields(&seen.fields) });
+            let mut sees = json!({ "request_line": seen.request_line, "fields": fields(&seen.fields) });
             if let Some(packet) = &seen.packet {
                 sees["variables"] = packet.variables().map(|(name, value)| json!([name, value])).collect();
             }
@@ -160,7 +250,11 @@ impl Explained {
             "verdict": self.decision(),
             "rule": self.verdict.map(Verdict::rule),
             "why": self.why(),
+            "tried": self.tried().collect::<Vec<_>>(),
+            "sender": self.diagnosis.as_ref().map(|diagnosis| diagnosis.sender.name()),
+            "what": self.diagnosis.as_ref().map(|diagnosis| &diagnosis.what),
             "hint": self.hint(),
+            "seen": self.seen,
             "status": self.status(config),
             "app_sees": self.outcome.as_ref().ok().map(sees),
         })
@@ -179,5 +273,9 @@ fn own_addresses(config: &Config) -> Arc<OwnAddresses> {
     own
 }
 
+const CONTROL: Failure = Failure::Malformed("the host has control characters");
+const UNPARSED: Failure = Failure::Malformed("the request head can't be parsed");
+/// Field lines, as hyper counts them.
+const MAX_FIELDS: usize = 100;
 /// For the task metadata endpoint. A person waits.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -49,7 +49,7 @@ fn ask(config: &Config, ready: bool) -> Result<String, String> {
 }
 
 /// Connects; to loopback, where hostward listens on every address.
-fn connect(address: SocketAddr) -> io::Result<(SocketAddr, TcpStream)> {
+pub(super) fn connect(address: SocketAddr) -> io::Result<(SocketAddr, TcpStream)> {
     let hosts = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => vec![Ipv4Addr::LOCALHOST.into()],
         // `[::]` falls back to IPv4 where there is no IPv6.

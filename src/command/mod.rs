@@ -8,13 +8,14 @@ pub mod config;
 pub mod explain;
 pub mod healthcheck;
 pub mod inject;
+pub mod status;
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method, Uri};
 
 use self::inject::Inject;
 use crate::config::{Default as Fallback, Flags, Kind, SETTINGS, Setting};
@@ -41,6 +42,11 @@ pub enum Command {
         /// `/readyz` and not `/livez`.
         ready: bool,
     },
+    /// Say how the hostward in this container is.
+    Status {
+        /// How to print it.
+        format: Format,
+    },
     /// Add hostward to a task definition.
     Inject(Inject),
 }
@@ -48,12 +54,20 @@ pub enum Command {
 /// A request to explain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explain {
+    /// Whether it is read from standard input; what else is said of it is added.
+    pub raw: bool,
+    /// Its method.
+    pub method: Method,
+    /// Its target.
+    pub target: Uri,
     /// Its `Host`, unjudged; `None` when it has none.
     pub host: Option<String>,
     /// Who sends it.
     pub peer: Option<IpAddr>,
     /// The address that it arrives on.
     pub local: Option<IpAddr>,
+    /// The port that it arrives on; `None` for that of `LISTEN`.
+    pub local_port: Option<u16>,
     /// Its other field lines, in order.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Whether it is HTTP/1.0, which may lack a `Host`.
@@ -87,14 +101,22 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
     let command = match name {
         "check" => Command::Check { upstream: matches.contains_id(UPSTREAM) },
         "config" => Command::Config { format: format(matches) },
-        "explain" => Command::Explain(Explain {
-            host: matches.get_one::<String>("host").cloned(),
-            peer: matches.get_one::<IpAddr>("peer").copied(),
-            local: matches.get_one::<IpAddr>("local").copied(),
-            headers: matches.get_many("header").map(|lines| lines.cloned().collect()).unwrap_or_default(),
-            http10: matches.get_flag("http10"),
-            format: format(matches),
-        }),
+        "explain" => {
+            let local = matches.get_one::<(IpAddr, Option<u16>)>("local").copied();
+            Command::Explain(Explain {
+                raw: matches.contains_id("request"),
+                method: matches.get_one::<Method>("method").cloned().unwrap_or_default(),
+                target: matches.get_one::<Uri>("target").cloned().unwrap_or_default(),
+                host: matches.get_one::<String>("host").cloned(),
+                peer: matches.get_one::<IpAddr>("peer").copied(),
+                local: local.map(|(address, _)| address),
+                local_port: local.and_then(|(_, port)| port),
+                headers: matches.get_many("header").map(|lines| lines.cloned().collect()).unwrap_or_default(),
+                http10: matches.get_flag("http10"),
+                format: format(matches),
+            })
+        }
+        "status" => Command::Status { format: format(matches) },
         "healthcheck" => Command::Healthcheck { ready: matches.get_flag("ready") },
         "inject" => Command::Inject(Inject::taken(matches)),
         _ => Command::Run,
@@ -127,7 +149,13 @@ pub fn program() -> clap::Command {
         subcommand("explain", "Say what would happen to a request, and by which rule (exit 0 enters, 3 doesn't)")
             .arg(Arg::new("host").long("host").value_name("HOST").help("Its Host; without it, the request has none"))
             .arg(address("peer").help("Who sends it"))
-            .arg(address("local").help("The address of this task that it arrives on"))
+            .arg(
+                Arg::new("local")
+                    .long("local")
+                    .value_name("IP[:PORT]")
+                    .value_parser(local)
+                    .help("The address of this task that it arrives on"),
+            )
             .arg(
                 Arg::new("header")
                     .long("header")
@@ -135,6 +163,28 @@ pub fn program() -> clap::Command {
                     .action(ArgAction::Append)
                     .value_parser(header)
                     .help("Another field line; may be given again"),
+            )
+            .arg(
+                Arg::new("method")
+                    .long("method")
+                    .value_name("METHOD")
+                    .value_parser(|text: &str| text.parse::<Method>().map_err(|_| "expected a method, such as GET"))
+                    .help("Its method [default: GET]"),
+            )
+            .arg(
+                Arg::new("target")
+                    .long("target")
+                    .value_name("PATH or URL")
+                    .value_parser(|text: &str| text.parse::<Uri>().map_err(|_| "expected a path, or a URL"))
+                    .help("Its target [default: /]"),
+            )
+            .arg(
+                Arg::new("request")
+                    .long("request")
+                    .value_name("-")
+                    .value_parser(PossibleValuesParser::new(["-"]))
+                    .conflicts_with_all(["method", "target", "http10"])
+                    .help("Read it from standard input, as it is on the wire"),
             )
             .arg(Arg::new("http10").long("http10").action(ArgAction::SetTrue).help("It is HTTP/1.0"))
             .arg(format_arg(["text", "json"].as_slice()));
@@ -157,6 +207,10 @@ pub fn program() -> clap::Command {
                     .action(ArgAction::SetTrue)
                     .help("Whether it is ready, and not only live"),
             ),
+        )
+        .subcommand(
+            subcommand("status", "Say how the hostward in this container is, and what it refused lately")
+                .arg(format_arg(["text", "json"].as_slice())),
         )
         .subcommand(inject::arguments(subcommand(
             "inject",
@@ -195,6 +249,12 @@ fn setting_arg(setting: &'static Setting) -> Arg {
 
 fn address(name: &'static str) -> Arg {
     Arg::new(name).long(name).value_name("IP").value_parser(value_parser!(IpAddr))
+}
+
+/// An address, perhaps with a port.
+fn local(text: &str) -> Result<(IpAddr, Option<u16>), &'static str> {
+    let with_port = text.parse().map(|address: SocketAddr| (address.ip(), Some(address.port())));
+    with_port.or_else(|_| text.parse().map(|address| (address, None))).map_err(|_| "expected an IP, or IP:PORT")
 }
 
 fn format_arg(formats: &'static [&'static str]) -> Arg {
@@ -262,7 +322,7 @@ mod tests {
 
     #[test]
     fn every_setting_is_a_flag_of_every_command() {
-        for command in ["run", "check", "config", "explain", "healthcheck", "inject"] {
+        for command in ["run", "check", "config", "explain", "healthcheck", "status", "inject"] {
             for setting in SETTINGS {
                 let flag = format!("--{}", setting.flag());
                 let (_, flags) = parsed(&[command, &flag, setting.example]);

@@ -142,6 +142,11 @@ impl Metrics {
         Meter::new(cells)
     }
 
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// All that has been counted.
     pub fn snapshot(&self) -> Snapshot {
         let (totals, elsewhere) = self.totals();

@@ -55,6 +55,16 @@ pub enum HostPolicy {
     Report,
 }
 
+impl HostPolicy {
+    /// The `msg` of the event for a request that the rules don't admit.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Enforce => "request denied",
+            Self::Report => "request would be denied",
+        }
+    }
+}
+
 /// `HOSTWARD_PROBE_HOSTS`: the hosts that are rewritten because nobody but a load balancer sends them.
 #[derive(Clone, Debug, Default)]
 pub struct ProbeHosts {
@@ -157,12 +167,27 @@ impl Policy {
 
     /// Decides about one request. The order is the contract's: allowed, probe, refused.
     pub fn judge(&self, facts: &Facts<'_>) -> Verdict {
+        self.decide(facts, &mut |_, _| {})
+    }
+
+    /// The same, and every rule that was asked, in order, with its answer.
+    pub fn trace(&self, facts: &Facts<'_>) -> (Verdict, Vec<(Rule, bool)>) {
+        let mut asked = Vec::new();
+        let verdict = self.decide(facts, &mut |rule, holds| asked.push((rule, holds)));
+        (verdict, asked)
+    }
+
+    fn decide(&self, facts: &Facts<'_>, asked: &mut impl FnMut(Rule, bool)) -> Verdict {
+        let mut holds = |rule, holds| {
+            asked(rule, holds);
+            holds
+        };
         let refusal = match facts.authority {
             Some(authority) => {
-                if let Some(rule) = self.allows(authority) {
+                if let Some(rule) = self.allows(authority, &mut holds) {
                     return Verdict::Allowed(rule);
                 }
-                match self.probe_rule(authority, facts) {
+                match self.probe_rule(authority, facts, &mut holds) {
                     Some(rule) => match self.probe_bar(facts) {
                         None => return Verdict::Probe(rule),
                         Some(refusal) => refusal,
@@ -170,7 +195,7 @@ impl Policy {
                     None => Refusal::NotAllowed,
                 }
             }
-            None if self.probes.missing => match self.probe_bar(facts) {
+            None if holds(Rule::Missing, self.probes.missing) => match self.probe_bar(facts) {
                 None => return Verdict::Probe(Rule::Missing),
                 Some(refusal) => refusal,
             },
@@ -182,19 +207,30 @@ impl Policy {
         }
     }
 
+    /// This task's addresses.
+    pub fn own(&self) -> &OwnAddresses {
+        &self.own
+    }
+
+    /// Whether `peer` is private or trusted, as a load balancer is.
+    pub fn is_inside(&self, peer: IpAddr) -> bool {
+        self.private.contains(peer) || self.trusts(peer)
+    }
+
     /// Whether `peer` is one of `HOSTWARD_TRUSTED_PROXIES`.
     pub fn trusts(&self, peer: IpAddr) -> bool {
         self.trusted.contains(peer)
     }
 
-    fn allows(&self, authority: &Authority<'_>) -> Option<Rule> {
+    fn allows(&self, authority: &Authority<'_>, holds: &mut impl FnMut(Rule, bool) -> bool) -> Option<Rule> {
         let port = authority.port;
         match authority.host {
             Host::Ip(address) => {
-                if self.addresses.get(&address).is_some_and(|ports| ports.allow(port)) {
+                if holds(Rule::Address, self.addresses.get(&address).is_some_and(|ports| ports.allow(port))) {
                     return Some(Rule::Address);
                 }
-                if self.networks.iter().any(|(ports, nets)| ports.allow(port) && nets.contains(address)) {
+                let mut networks = self.networks.iter();
+                if holds(Rule::Network, networks.any(|(ports, nets)| ports.allow(port) && nets.contains(address))) {
                     return Some(Rule::Network);
                 }
             }
@@ -202,41 +238,43 @@ impl Policy {
                 let mut buffer = [0; 255];
                 // A longer name than any allowed one could be: not allowed, whatever it says.
                 if let Some(name) = lower_case(name, &mut buffer) {
-                    if self.exact.get(name).is_some_and(|ports| ports.allow(port)) {
+                    if holds(Rule::Exact, self.exact.get(name).is_some_and(|ports| ports.allow(port))) {
                         return Some(Rule::Exact);
                     }
-                    if !self.suffixes.is_empty() {
-                        let suffixes = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
-                        for suffix in suffixes {
-                            if self.suffixes.get(suffix).is_some_and(|ports| ports.allow(port)) {
-                                return Some(Rule::Domain);
-                            }
-                        }
+                    let mut suffixes = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
+                    let below = |suffix| self.suffixes.get(suffix).is_some_and(|ports| ports.allow(port));
+                    if holds(Rule::Domain, !self.suffixes.is_empty() && suffixes.any(below)) {
+                        return Some(Rule::Domain);
                     }
                 }
             }
         }
-        self.any.allow(port).then_some(Rule::Any)
+        holds(Rule::Any, self.any.allow(port)).then_some(Rule::Any)
     }
 
     /// The rule by which the host is a probe host, whoever asks.
-    fn probe_rule(&self, authority: &Authority<'_>, facts: &Facts<'_>) -> Option<Rule> {
+    fn probe_rule(
+        &self,
+        authority: &Authority<'_>,
+        facts: &Facts<'_>,
+        holds: &mut impl FnMut(Rule, bool) -> bool,
+    ) -> Option<Rule> {
         let Host::Ip(address) = authority.host else { return None };
         if self.probes.own {
-            if address == facts.local.to_canonical() {
+            if holds(Rule::Local, address == facts.local.to_canonical()) {
                 return Some(Rule::Local);
             }
-            if self.own.discovered.get().is_some_and(|found| found.contains(&address)) {
+            if holds(Rule::Task, self.own.discovered.get().is_some_and(|found| found.contains(&address))) {
                 return Some(Rule::Task);
             }
-            if self.own.interfaces.contains(&address) {
+            if holds(Rule::Interface, self.own.interfaces.contains(&address)) {
                 return Some(Rule::Interface);
             }
         }
-        if self.probes.peer && address == facts.peer.to_canonical() {
+        if self.probes.peer && holds(Rule::Peer, address == facts.peer.to_canonical()) {
             return Some(Rule::Peer);
         }
-        self.probe_networks.contains(address).then_some(Rule::ProbeNetwork)
+        holds(Rule::ProbeNetwork, self.probe_networks.contains(address)).then_some(Rule::ProbeNetwork)
     }
 
     /// What forbids that a request with a probe host is a probe. An internet client can send the task's
@@ -244,7 +282,7 @@ impl Policy {
     fn probe_bar(&self, facts: &Facts<'_>) -> Option<Refusal> {
         if facts.forwarded {
             Some(Refusal::Forwarded)
-        } else if !self.private.contains(facts.peer) && !self.trusts(facts.peer) {
+        } else if !self.is_inside(facts.peer) {
             Some(Refusal::PublicPeer)
         } else {
             None

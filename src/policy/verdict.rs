@@ -44,7 +44,7 @@ pub enum Rule {
 }
 
 /// Why a request may not enter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// The host is neither allowed nor a probe host.
     NotAllowed,

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
@@ -18,6 +18,7 @@ use crate::access_log::Journal;
 use crate::answer::{self, AnswerBody, Bounds, Recording};
 use crate::body::{Buffering, Limits, RequestBody};
 use crate::config::{Config, Protocol, RejectStatus, show};
+use crate::diagnose::{self, Diagnosis, Evidence};
 use crate::error::{Failure, Side};
 use crate::exchange::{self, Exchange};
 use crate::flight::{Flight, WaitingFor};
@@ -27,9 +28,11 @@ use crate::message::forwarding::Peer;
 use crate::message::uwsgi::Packet;
 use crate::message::{fields, upgrade};
 use crate::metrics::Meter;
-use crate::policy::{Policy, Refusal, Rule, Verdict};
+use crate::policy::{HostPolicy, Policy, Refusal, Rule, Verdict};
 use crate::proxy::request::{Inbound, make_request_id};
 use crate::proxy_protocol;
+use crate::recent::{Failed, Recent};
+use crate::refusals::Refusals;
 use crate::tunnel::Tunnel;
 use crate::upstream::{Answer, Upstream, uwsgi};
 
@@ -50,6 +53,10 @@ pub struct Proxy {
     pub meter: Rc<Meter>,
     /// What has been said in the log already.
     pub repeats: Arc<Repeats>,
+    /// The hosts that were refused.
+    pub refusals: Arc<Refusals>,
+    /// The last failures.
+    pub recent: Arc<Recent>,
     /// How far answers are read ahead.
     pub bounds: Bounds,
 }
@@ -140,6 +147,9 @@ impl Proxy {
         let verdict = self.judge(client, &inbound, &head)?;
         exchange.decision.set(verdict.decision());
         exchange.rule.set(verdict.rule());
+        if let Verdict::Refused(refusal) | Verdict::Reported(refusal) = verdict {
+            self.report_refusal(refusal, client, &inbound, &head, exchange);
+        }
         let length = inbound.length;
         let takes_interim = head.version >= Version::HTTP_11;
         let origin =
@@ -203,21 +213,34 @@ impl Proxy {
             return Ok(Verdict::Allowed(*rule));
         }
         let verdict = request::judge(&self.policy, &client.peer, inbound, head)?;
-        match (verdict, host) {
-            (Verdict::Allowed(rule), Some(host)) => drop(client.admitted.replace(Some((host.into(), rule)))),
-            (Verdict::Reported(refusal), host) => self.report_would_be(refusal, host.unwrap_or(b"-"), client),
-            _ => {}
+        if let (Verdict::Allowed(rule), Some(host)) = (verdict, host) {
+            client.admitted.replace(Some((host.into(), rule)));
         }
         Ok(verdict)
     }
 
-    /// What `HOST_POLICY=report` is there for.
-    fn report_would_be(&self, refusal: Refusal, host: &[u8], client: &Client) {
-        let message = "request would be denied";
-        if let Some(repeated) = self.repeats.admit(message, refusal.name(), Instant::now()) {
-            let (host, reason, hint) = (capped(host), refusal.name(), refusal.hint());
-            tracing::warn!(reason, host, peer_ip = %client.peer.address, repeated, hint, "{message}");
-        }
+    /// One event in the log for each refused host, unless it has been said within the minute: who sends it, and what
+    /// would admit it.
+    fn report_refusal(&self, refusal: Refusal, client: &Client, inbound: &Inbound, head: &Parts, exchange: &Exchange) {
+        let Ok(authority) = inbound.authority() else { return };
+        let host = authority.map_or_else(|| "-".into(), |authority| authority.text.to_ascii_lowercase());
+        let (rules, peer) = (&self.config.rules, &client.peer);
+        let inside = self.policy.is_inside(peer.address);
+        let evidence = Evidence { refusal, authority: authority.as_ref(), peer, inside, headers: &head.headers };
+        let sender = || diagnose::sender(&evidence, rules);
+        self.refusals.count(refusal, &host, Instant::now(), sender, |repeated| {
+            let Diagnosis { sender, what, hint, .. } = diagnose::diagnose(&evidence, rules);
+            let status = match (rules.mode, self.config.reject_status) {
+                // It is the app's.
+                (HostPolicy::Report, _) => None,
+                (HostPolicy::Enforce, RejectStatus::Answer(status)) => Some(status.as_u16()),
+                (HostPolicy::Enforce, RejectStatus::Close) => Some(CLOSED_WITHOUT_ANSWER),
+            };
+            // What is forwarded gets one that it may have brought.
+            let id = status.and_then(|_| exchange.request_id.get_or_init(make_request_id).to_str().ok());
+            let (reason, sender, path) = (refusal.name(), sender.name(), capped(head.uri.path().as_bytes()));
+            tracing::warn!(reason, sender, what, host, path, peer_ip = %peer.address, status, request_id = id, repeated, hint, "{}", rules.mode.message());
+        });
     }
 
     /// Turns a failure into an answer and a line in the log.
@@ -234,12 +257,14 @@ impl Proxy {
             (Failure::Refused(_), RejectStatus::Close) => {
                 exchange.status.set(CLOSED_WITHOUT_ANSWER);
                 exchange.error.set(Some(failure.token()));
-                self.report(failure, exchange, CLOSED_WITHOUT_ANSWER);
                 return Err(Silence);
             }
             _ => failure.status(),
         };
-        self.report(failure, exchange, status.as_u16());
+        // `report_refusal` has said more about a refused host.
+        if !matches!(failure, Failure::Refused(_)) {
+            self.report(failure, exchange, status.as_u16());
+        }
         let close = failure.side() == Side::Client && !matches!(failure, Failure::Refused(_));
         let mut response = answer::synthetic(failure, status, recording);
         if close || status == StatusCode::BAD_REQUEST {
@@ -257,28 +282,34 @@ impl Proxy {
         }
     }
 
-    /// One event in the log, unless it has been said within the minute.
+    /// One event in the log, unless it has been said within the minute; and what the app or hostward failed is
+    /// remembered.
     pub fn report(&self, failure: Failure, exchange: &Exchange, status: u16) {
+        let (reason, message) = (failure.reason(), failure.message());
+        let repeated = self.repeats.admit(message, reason, Instant::now());
+        if repeated.is_none() && failure.side() == Side::Client {
+            return;
+        }
         let request = exchange.request.as_ref();
         let host = request.and_then(|request| request.host.as_ref());
-        let reason = failure.reason();
-        let Some(repeated) = self.repeats.admit(failure.message(), reason, Instant::now()) else { return };
-        let host = host.map(|host| capped(host.as_bytes()));
-        let host = host.as_deref().unwrap_or("-");
-        let path = request.map(|request| capped(request.target.path().as_bytes()));
-        let path = path.as_deref().unwrap_or("-");
+        let host = host.map_or_else(|| "-".into(), |host| capped(host.as_bytes()));
+        let path = request.map_or_else(|| "-".into(), |request| capped(request.target.path().as_bytes()));
         let id = exchange.request_id.get().and_then(|id| id.to_str().ok()).unwrap_or("-");
-        let (error, hint, message) = (failure.to_string(), failure.hint(), failure.message());
-        let upstream = &self.config.upstream;
-        let (peer, client) = (exchange.peer, exchange.client.get());
-        match failure.side() {
-            Side::Client => {
-                tracing::warn!(reason, error, host, path, peer_ip = %peer, client_ip = %client, status, request_id = id, repeated, hint, "{message}");
+        let (error, hint) = (failure.to_string(), failure.hint());
+        match (failure.side(), repeated) {
+            (Side::Client, repeated) => {
+                let (peer_ip, client_ip) = (exchange.peer, exchange.client.get());
+                tracing::warn!(reason, error, host, path, %peer_ip, %client_ip, status, request_id = id, repeated, hint, "{message}");
+                return;
             }
-            Side::App | Side::Hostward => {
+            (Side::App | Side::Hostward, Some(repeated)) => {
+                let upstream = &self.config.upstream;
                 tracing::error!(reason, error, %upstream, host, path, status, request_id = id, repeated, hint, "{message}");
             }
+            (Side::App | Side::Hostward, None) => {}
         }
+        let (time, error, request_id) = (SystemTime::now(), failure.token(), id.to_owned());
+        self.recent.push(Failed { time, msg: message, error, status, host, path, request_id });
     }
 
     fn limits(&self) -> Limits {

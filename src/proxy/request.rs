@@ -63,6 +63,18 @@ impl Inbound {
     }
 }
 
+impl Inbound {
+    /// The authority, parsed.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub fn authority(&self) -> Result<Option<Authority<'_>>, Failure> {
+        let host = self.host.as_ref().map(|host| Authority::parse(host.as_bytes()));
+        host.transpose().map_err(Failure::InvalidHost)
+    }
+}
+
 /// What HTTP/2 allows on the wire and nobody means. The `h2` crate has refused the rest: connection-specific
 /// fields, a `TE` other than `trailers`, missing or repeated pseudo-fields, and lengths that don't fit.
 fn check_http2(head: &Parts, host: Option<&HeaderValue>) -> Result<(), Failure> {
@@ -92,16 +104,12 @@ fn check_http2(head: &Parts, host: Option<&HeaderValue>) -> Result<(), Failure> 
 ///
 /// When its host is no host.
 pub fn judge(policy: &Policy, peer: &Peer, inbound: &Inbound, head: &Parts) -> Result<Verdict, Failure> {
-    let authority = match &inbound.host {
-        Some(host) => Some(Authority::parse(host.as_bytes()).map_err(Failure::InvalidHost)?),
-        None => None,
-    };
-    Ok(policy.judge(&Facts {
-        authority: authority.as_ref(),
-        peer: peer.address,
-        local: peer.local.ip(),
-        forwarded: forwarding::is_forwarded(&head.headers),
-    }))
+    Ok(policy.judge(&facts(inbound.authority()?.as_ref(), peer, head)))
+}
+
+/// What the policy has to know of a request.
+pub fn facts<'a>(authority: Option<&'a Authority<'a>>, peer: &Peer, head: &Parts) -> Facts<'a> {
+    Facts { authority, peer: peer.address, local: peer.local.ip(), forwarded: forwarding::is_forwarded(&head.headers) }
 }
 
 /// Turns the head that came in into the one that goes out. Strip first, then write: nothing that is written

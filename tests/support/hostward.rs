@@ -1,6 +1,6 @@
 //! The real binary as a child process with an environment of its own, and its log, line by line.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -94,8 +94,16 @@ impl Hostward {
 
     /// A subcommand, run to its end.
     pub fn run(arguments: &[&str], settings: &[(&str, &str)]) -> Output {
-        let child = command(arguments, settings).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut child = Kill(child);
+        Self::run_with(arguments, settings, b"")
+    }
+
+    /// The same, with something to read.
+    pub fn run_with(arguments: &[&str], settings: &[(&str, &str)], input: &[u8]) -> Output {
+        let mut command = command(arguments, settings);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = Kill(command.spawn().unwrap());
+        // Whoever doesn't read it may have gone.
+        child.0.stdin.take().unwrap().write_all(input).ok();
         let drain = |mut pipe: Box<dyn Read + Send>| {
             thread::spawn(move || {
                 let mut bytes = Vec::new();
