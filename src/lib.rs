@@ -9,7 +9,7 @@
 //! | 4 doors | [`listener`], [`worker`], `handshake`, [`connection`], [`drain`], [`admin`], [`status`] |
 //! | 3 the life of a request | [`proxy`], [`answer`] |
 //! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`tls`], [`timers`] |
-//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`diagnose`], [`refusals`], [`recent`], [`access_log`], [`metrics`], [`log`], [`memory`] |
+//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`diagnose`], [`exposure`], [`refusals`], [`recent`], [`access_log`], [`metrics`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
 //! *Downstream* is the client's side, *upstream* the app's. What is deliberately absent elsewhere:
@@ -35,6 +35,7 @@ pub mod discovery;
 pub mod drain;
 pub mod error;
 pub mod exchange;
+pub mod exposure;
 pub mod flight;
 mod handshake;
 pub mod incoming;
@@ -130,7 +131,7 @@ pub async fn run(
         repeats: Arc::clone(&repeats),
         refusals: Arc::clone(&refusals),
         recent: Arc::clone(&recent),
-        buffering,
+        buffering: Arc::clone(&buffering),
         sink,
         metrics: Arc::clone(&metrics),
         limit: upstream_limit(&config).map(Limit::new),
@@ -145,7 +146,7 @@ pub async fn run(
     let address =
         |listener: &tokio::net::TcpListener| listener.local_addr().map_or_else(|_| "?".into(), |a| a.to_string());
     let admin_address = admin.as_ref().map_or_else(|| "off".into(), address);
-    announce(&config, &own, &address(&listener), &admin_address, most);
+    announce(&config, &own, &address(&listener), &admin_address, most, threads.load(Ordering::Relaxed));
     if let Some(admin) = admin {
         let status = Status {
             config: Arc::clone(&config),
@@ -158,6 +159,10 @@ pub async fn run(
         };
         spawn_local(Admin { config: Arc::clone(&config), policy, stage: stages.clone(), metrics, status }.serve(admin));
     }
+    let at_start = Arc::clone(&buffering);
+    spawn_local(async move { at_start.look().await });
+    let app = config.upstream.clone();
+    spawn_local(async move { exposure::watch(&app).await });
     spawn_local(summarise(Arc::clone(&repeats), refusals, config.rules.mode));
     let auto = config.threads.is_none();
     discovery::spawn(&config.task_ip, own, move |found| {
@@ -264,9 +269,11 @@ fn upstream_limit(config: &Config) -> Option<usize> {
 /// Workers at the start. On ECS the number of CPUs that a container sees says nothing about what its task may
 /// use; until discovery has found that out, one it is.
 fn first_threads(config: &Config) -> usize {
-    let on_ecs =
-        matches!(&config.task_ip, TaskIp::Auto(source) if source.v4.is_some() || source.v3.is_some() || source.on_ecs);
-    config.threads.unwrap_or_else(|| if on_ecs { 1 } else { usable_cpus(None) })
+    config.threads.unwrap_or_else(|| if is_on_ecs(config) { 1 } else { usable_cpus(None) })
+}
+
+fn is_on_ecs(config: &Config) -> bool {
+    matches!(&config.task_ip, TaskIp::Auto(source) if source.v4.is_some() || source.v3.is_some() || source.on_ecs)
 }
 
 fn usable_cpus(limit: Option<f64>) -> usize {
@@ -278,8 +285,13 @@ fn usable_cpus(limit: Option<f64>) -> usize {
 }
 
 /// One line with what is true, and warnings for what will hurt.
-fn announce(config: &Config, own: &OwnAddresses, listen: &str, admin: &str, max_connections: usize) {
+fn announce(config: &Config, own: &OwnAddresses, listen: &str, admin: &str, max_connections: usize, threads: usize) {
     let canonical = config.rules.canonical.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("-");
+    let threads_from = match config.threads {
+        Some(_) => "HOSTWARD_THREADS",
+        None if is_on_ecs(config) => "1 until the task's CPU limit is known",
+        None => "this machine's CPUs",
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen,
@@ -289,9 +301,11 @@ fn announce(config: &Config, own: &OwnAddresses, listen: &str, admin: &str, max_
         allowed_hosts = join(&config.rules.allowed),
         canonical_host = canonical,
         interfaces = join(&own.interfaces),
-        threads = config.threads.map_or_else(|| "auto".into(), |threads| threads.to_string()),
+        task_ip = config.task_ip.source(),
+        threads,
+        threads_from,
         max_connections,
-        given = config.given.join(","),
+        given = config.given.join(" "),
         "started"
     );
     if config.rules.allowed.iter().any(|pattern| pattern.hosts == Hosts::Any) {

@@ -83,6 +83,8 @@ fn said(hostward: &Hostward) -> String {
         let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
         match (&*text("msg"), &*text("level")) {
             ("request", _) if line["error"].is_string() => errors.push(format!("{} {}", line["status"], text("error"))),
+            // Of the row's own settings.
+            ("configuration warning", _) => {}
             (message, "WARN" | "ERROR") => events.push(format!("`{message}`")),
             _ => {}
         }

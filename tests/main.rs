@@ -38,6 +38,7 @@ mod regression;
 mod rolling;
 mod settings;
 mod soak;
+mod start;
 mod streaming;
 mod support;
 mod task_definition;

@@ -183,6 +183,16 @@ impl Buffering {
         Ok(RequestBody(Content::Spooled(Box::new(spooled), body.pace)))
     }
 
+    /// Says at the start that long bodies can't go to the directory, and not first when one comes.
+    pub async fn look(&self) {
+        if self.mode != BufferRequests::Off
+            && let Err(error) = Spool::create(self.directory.clone()).await
+        {
+            *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            self.report(&error);
+        }
+    }
+
     /// A new file, if the directory is writable. In `auto` it needn't be, and isn't asked again and again.
     async fn spool(&self) -> Option<Spool> {
         let before = *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner);

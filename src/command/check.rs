@@ -9,7 +9,7 @@ use std::os::unix::net as unix;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{Config, Endpoint, Loaded, RejectStatus, TaskIp, Tls, Upstream, is_metadata_address};
+use crate::config::{Config, Endpoint, Loaded, RejectStatus, Tls, Upstream, is_metadata_address};
 use crate::policy::{HostPolicy, HostRewrite, ProbeHosts};
 use crate::tls::pair::Pair;
 use crate::upstream::connect::uwsgi_name;
@@ -55,23 +55,12 @@ fn facts(config: &Config, certificate: Option<&Pair>) -> Vec<(&'static str, Stri
         (HostPolicy::Enforce, RejectStatus::Close) => "closed without an answer".into(),
         (HostPolicy::Enforce, RejectStatus::Answer(status)) => format!("answered {}", status.as_u16()),
     };
-    let task = match &config.task_ip {
-        TaskIp::Off => "not asked for".into(),
-        TaskIp::Given(addresses) => listed(addresses),
-        TaskIp::Auto(source) => match (&source.v4, &source.v3, source.on_ecs) {
-            (Some(_), ..) => "from the task metadata endpoint (version 4)".into(),
-            (None, Some(_), _) => "from the task metadata endpoint (version 3)".into(),
-            (None, None, true) => "from the task metadata endpoint (version 2)".into(),
-            (None, None, false) if !source.pod.is_empty() => listed(&source.pod),
-            (None, None, false) => "no task metadata endpoint here: this machine's own addresses".into(),
-        },
-    };
     vec![
         ("allowed hosts", listed(&rules.allowed)),
         ("canonical host", format!("{canonical}, {seen}")),
         ("foreign hosts", refused),
         ("probe hosts", probes(&rules.probes)),
-        ("task addresses", task),
+        ("task addresses", config.task_ip.source()),
         ("trusted proxies", if rules.trusted.is_empty() { "none".into() } else { listed(&rules.trusted) }),
         ("listens on", config.listen.to_string()),
         ("tls", tls(config, certificate)),

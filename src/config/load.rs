@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 
@@ -257,6 +258,20 @@ impl Reader {
                 },
             ));
         }
+        let stopping = config.drain_delay + config.shutdown_timeout;
+        if stopping > STOP_TIMEOUT {
+            let error = format!(
+                "with HOSTWARD_DRAIN_DELAY, stopping may take {} s; ECS kills after 30 s unless `stopTimeout` says otherwise",
+                stopping.as_secs()
+            );
+            let hint = "Set the container's `stopTimeout` above that (Fargate: 120 at most), or lower one of the two.";
+            self.warnings.push(Mistake::new("HOSTWARD_SHUTDOWN_TIMEOUT", None, error, hint));
+        }
+        if config.idle_timeout <= ALB_IDLE_TIMEOUT {
+            let error = "not above the 60 s that an ALB keeps idle connections: it may send a request on one that hostward is closing, and answer 502";
+            let hint = "75s, or more than the load balancer's own idle timeout.";
+            self.warnings.push(Mistake::new("HOSTWARD_IDLE_TIMEOUT", None, error, hint));
+        }
         if config.proxy_protocol != ProxyProtocol::Off
             && config.rules.trusted.is_empty()
             && !self.wrong("HOSTWARD_TRUSTED_PROXIES")
@@ -326,6 +341,11 @@ impl Reader {
 fn nowhere() -> Upstream {
     Upstream { protocol: Protocol::Http, endpoint: Endpoint::Tcp { host: String::new(), port: 0 } }
 }
+
+/// ECS kills a container that long after SIGTERM, unless its definition says otherwise.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// `idle_timeout.timeout_seconds` of an Application Load Balancer.
+const ALB_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 #[cfg(test)]
 mod tests;

@@ -93,9 +93,10 @@ impl Sources {
         self.list.iter_mut().find(|given| given.setting.variable == variable)
     }
 
-    fn given(&self) -> Vec<&'static str> {
+    /// What was given, as `NAME=value`.
+    fn given(&self) -> Vec<String> {
         let given = self.list.iter().filter(|given| given.source != Source::Default);
-        given.map(|given| given.setting.variable).collect()
+        given.map(|given| format!("{}={}", given.setting.variable, given.shown().unwrap_or_default())).collect()
     }
 }
 
@@ -183,8 +184,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// Worker threads; `None` is one per usable CPU.
     pub threads: Option<usize>,
-    /// Names of the variables and flags that were given (as `HOSTWARD_…`), for the start line.
-    pub given: Vec<&'static str>,
+    /// The variables and flags that were given (as `HOSTWARD_…=value`), for the start line.
+    pub given: Vec<String>,
 }
 
 /// `HOSTWARD_REJECT_STATUS`
@@ -216,6 +217,24 @@ pub enum TaskIp {
     Off,
     /// These, from the setting.
     Given(Vec<IpAddr>),
+}
+
+impl TaskIp {
+    /// Where the addresses come from, in words.
+    pub fn source(&self) -> String {
+        let listed = |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::Off => "not asked for".into(),
+            Self::Given(addresses) => listed(addresses),
+            Self::Auto(source) => match (&source.v4, &source.v3, source.on_ecs) {
+                (Some(_), ..) => "from the task metadata endpoint (version 4)".into(),
+                (None, Some(_), _) => "from the task metadata endpoint (version 3)".into(),
+                (None, None, true) => "from the task metadata endpoint (version 2)".into(),
+                (None, None, false) if !source.pod.is_empty() => listed(&source.pod),
+                (None, None, false) => "no task metadata endpoint here: this machine's own addresses".into(),
+            },
+        }
+    }
 }
 
 /// What the environment says about discovery.
