@@ -7,7 +7,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::Version;
+use http::{Method, Version};
 
 use crate::config::{AccessLog, LogFormat};
 use crate::exchange::Exchange;
@@ -24,6 +24,8 @@ macro_rules! key {
 #[derive(Debug)]
 pub struct Journal {
     lines: RefCell<Vec<u8>>,
+    /// How long they were when they were last handed over: what the next ones will probably take.
+    usual: Cell<usize>,
     clock: RefCell<Clock>,
     which: AccessLog,
     probes: bool,
@@ -34,11 +36,19 @@ pub struct Journal {
 impl Journal {
     /// An access log that flushes into `sink`.
     pub fn new(which: AccessLog, probes: bool, format: LogFormat, sink: Sink) -> Self {
-        Self { lines: RefCell::default(), clock: RefCell::default(), which, probes, format, sink }
+        Self {
+            lines: RefCell::default(),
+            usual: Cell::default(),
+            clock: RefCell::default(),
+            which,
+            probes,
+            format,
+            sink,
+        }
     }
 
-    /// Writes the exchange's line, if the settings want it.
-    pub fn record(&self, exchange: &Exchange) {
+    /// Writes the line of an exchange that took so long, if the settings want it.
+    pub fn record(&self, exchange: &Exchange, took: Duration) {
         let failed = exchange.status.get() >= 400 || exchange.error.get().is_some();
         let wanted = match self.which {
             AccessLog::Off => false,
@@ -49,14 +59,17 @@ impl Journal {
             return;
         }
         let mut lines = self.lines.borrow_mut();
+        if lines.capacity() == 0 {
+            lines.reserve(self.usual.get());
+        }
         let mut clock = self.clock.borrow_mut();
         let time = clock.text(SystemTime::now());
         match self.format {
-            LogFormat::Json => write_json(&mut lines, time, exchange),
-            LogFormat::Text => write_text(&mut lines, time, exchange),
+            LogFormat::Json => write_json(&mut lines, time, exchange, took),
+            LogFormat::Text => write_text(&mut lines, time, exchange, took),
         }
         if lines.len() >= FLUSH_AT {
-            self.sink.write(std::mem::take(&mut lines));
+            self.hand_over(std::mem::take(&mut lines));
         }
     }
 
@@ -68,17 +81,22 @@ impl Journal {
     /// Hands the lines to the log's queue.
     pub fn flush(&self) {
         if !self.is_empty() {
-            self.sink.write(self.lines.take());
+            self.hand_over(self.lines.take());
         }
+    }
+
+    fn hand_over(&self, lines: Vec<u8>) {
+        self.usual.set(lines.len());
+        self.sink.write(lines);
     }
 }
 
-fn write_json(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
+fn write_json(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange, took: Duration) {
     line.extend_from_slice(b"{\"time\":\"");
     line.extend_from_slice(time);
     line.extend_from_slice(b"\",\"level\":\"INFO\",\"msg\":\"request\"");
     if let Some(request) = &exchange.request {
-        text(line, key!("method"), request.method.as_str().as_bytes());
+        plain(line, key!("method"), method(&request.method));
         if let Some(host) = &request.host {
             text(line, key!("host"), host.as_bytes());
         }
@@ -87,7 +105,7 @@ fn write_json(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
         plain(line, key!("proto"), version(request.version));
     }
     number(line, key!("status"), u64::from(exchange.outcome()));
-    milliseconds(line, key!("duration_ms"), exchange.started.elapsed());
+    milliseconds(line, key!("duration_ms"), took);
     if let Some(upstream) = exchange.upstream.get() {
         milliseconds(line, key!("upstream_ms"), upstream);
     }
@@ -117,12 +135,12 @@ fn write_json(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
 }
 
 /// For a person at a terminal.
-fn write_text(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
+fn write_text(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange, took: Duration) {
     line.extend_from_slice(time);
     line.extend_from_slice(b" INFO  request");
     if let Some(request) = &exchange.request {
         line.push(b' ');
-        line.extend_from_slice(request.method.as_str().as_bytes());
+        line.extend_from_slice(method(&request.method).as_bytes());
         line.push(b' ');
         quoted(line, request.host.as_ref().map_or(b"-", |host| host.as_bytes()));
         line.push(b' ');
@@ -131,7 +149,7 @@ fn write_text(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
     line.extend_from_slice(b" status=");
     digits(line, u64::from(exchange.outcome()));
     line.extend_from_slice(b" ms=");
-    duration(line, exchange.started.elapsed());
+    duration(line, took);
     line.extend_from_slice(b" decision=");
     line.extend_from_slice(exchange.decision.get().as_bytes());
     if let Some(error) = exchange.error.get() {
@@ -141,12 +159,16 @@ fn write_text(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange) {
     line.push(b'\n');
 }
 
+// Inlined are those that write a key: it is a few moves then, and not a copy of a length that nobody knows.
+
+#[inline]
 fn text(line: &mut Vec<u8>, key: &str, value: &[u8]) {
     line.extend_from_slice(key.as_bytes());
     quoted(line, value);
 }
 
-/// A value of ours, which needs no escapes.
+/// A value of ours, or a token of HTTP's, which needs no escapes.
+#[inline]
 fn plain(line: &mut Vec<u8>, key: &str, value: &str) {
     line.extend_from_slice(key.as_bytes());
     line.push(b'"');
@@ -154,11 +176,13 @@ fn plain(line: &mut Vec<u8>, key: &str, value: &str) {
     line.push(b'"');
 }
 
+#[inline]
 fn number(line: &mut Vec<u8>, key: &str, value: u64) {
     line.extend_from_slice(key.as_bytes());
     digits(line, value);
 }
 
+#[inline]
 fn milliseconds(line: &mut Vec<u8>, key: &str, value: Duration) {
     line.extend_from_slice(key.as_bytes());
     duration(line, value);
@@ -170,18 +194,17 @@ fn digits(line: &mut Vec<u8>, value: u64) {
 
 /// Milliseconds with three decimals.
 fn duration(line: &mut Vec<u8>, value: Duration) {
-    let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
-    digits(line, micros / 1_000);
+    // Not through `as_micros`, which divides 128 bits.
+    digits(line, value.as_secs().saturating_mul(1_000).saturating_add(u64::from(value.subsec_millis())));
     line.push(b'.');
-    three_digits(line, u32::try_from(micros % 1_000).unwrap_or_default());
+    three_digits(line, value.subsec_micros() % 1_000);
 }
 
 fn three_digits(line: &mut Vec<u8>, value: u32) {
-    for divisor in [100, 10, 1] {
-        line.push(b'0' + u8::try_from(value / divisor % 10).unwrap_or_default());
-    }
+    line.extend_from_slice(&[100, 10, 1].map(|divisor| b'0' + (value / divisor % 10) as u8));
 }
 
+#[inline]
 fn address(line: &mut Vec<u8>, key: &str, value: IpAddr) {
     line.extend_from_slice(key.as_bytes());
     line.push(b'"');
@@ -192,10 +215,7 @@ fn address(line: &mut Vec<u8>, key: &str, value: IpAddr) {
 /// A JSON string of text that a client chose: capped, escaped, always valid UTF-8.
 fn quoted(line: &mut Vec<u8>, value: &[u8]) {
     let value = &value[..value.len().min(MAX_TEXT)];
-    // No early exit: the compiler turns this into vector instructions.
-    #[expect(clippy::needless_bitwise_bool, reason = "a branch for each byte is what this avoids")]
-    let plain = value.iter().fold(true, |plain, b| plain & (b' '..=b'~').contains(b) & (*b != b'"') & (*b != b'\\'));
-    if plain {
+    if is_plain(value) {
         line.push(b'"');
         line.extend_from_slice(value);
         line.push(b'"');
@@ -217,13 +237,38 @@ fn quoted(line: &mut Vec<u8>, value: &[u8]) {
     }
 }
 
+/// Whether every byte is a visible character of ASCII, or a space, and none has to be escaped. Eight at a time: most of a
+/// line's text is asked.
+fn is_plain(value: &[u8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    // A byte's highest bit says so of that byte; exact is only whether any does.
+    let less = |word: u64, than: u8| word.wrapping_sub(ONES * u64::from(than)) & !word;
+    let has = |word: u64, byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
+    let odd = |word: u64| word | less(word, b' ') | has(word, b'"') | has(word, b'\\') | has(word, 0x7f);
+    let (words, rest) = value.as_chunks::<8>();
+    let mut last = [b' '; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    words.iter().fold(odd(u64::from_ne_bytes(last)), |odds, word| odds | odd(u64::from_ne_bytes(*word))) & HIGH == 0
+}
+
+/// Capped like all that a client chooses.
+fn method(method: &Method) -> &str {
+    let method = method.as_str();
+    method.get(..MAX_TEXT).unwrap_or(method)
+}
+
 /// The root of `X-Amzn-Trace-Id` (`Root=1-…;Self=…`), or the trace id of a W3C `traceparent`.
 fn trace_id(value: &[u8]) -> &[u8] {
-    let amazon = value.split(|b| *b == b';').find_map(|part| part.trim_ascii().strip_prefix(b"Root="));
-    match amazon {
-        Some(root) => root,
-        None => value.split(|b| *b == b'-').nth(1).unwrap_or(value),
+    let ends = memchr::memchr_iter(b';', value).chain([value.len()]);
+    let mut begin = 0;
+    for end in ends {
+        if let Some(root) = value[begin..end].trim_ascii().strip_prefix(b"Root=") {
+            return root;
+        }
+        begin = end + 1;
     }
+    value.split(|b| *b == b'-').nth(1).unwrap_or(value)
 }
 
 fn version(version: Version) -> &'static str {
@@ -269,7 +314,7 @@ const MAX_TEXT: usize = 1024;
 mod tests {
     use std::time::Instant;
 
-    use http::{HeaderValue, Method};
+    use http::HeaderValue;
     use serde_json::Value;
 
     use super::*;
@@ -289,7 +334,12 @@ mod tests {
 
     fn json(exchange: &Exchange) -> Value {
         let mut line = Vec::new();
-        write_json(&mut line, Clock::default().text(UNIX_EPOCH + Duration::from_millis(1_763_780_000_007)), exchange);
+        write_json(
+            &mut line,
+            Clock::default().text(UNIX_EPOCH + Duration::from_millis(1_763_780_000_007)),
+            exchange,
+            Duration::from_millis(3),
+        );
         let line = String::from_utf8(line).unwrap();
         assert_eq!(line.chars().filter(|c| c.is_control() || *c == '\u{2028}').count(), 1, "only the line's end");
         serde_json::from_str(&line).unwrap()
@@ -310,9 +360,24 @@ mod tests {
     }
 
     #[test]
+    fn text_is_plain_when_each_of_its_bytes_is() {
+        for byte in 0..=u8::MAX {
+            let plain = (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\';
+            for length in 1..20 {
+                for at in 0..length {
+                    let mut text = vec![if at % 2 == 0 { b'~' } else { b' ' }; length];
+                    text[at] = byte;
+                    assert_eq!(is_plain(&text), plain, "{byte:#x} at {at} of {length}");
+                }
+            }
+        }
+        assert!(is_plain(b""));
+    }
+
+    #[test]
     fn the_text_form_is_one_line_too() {
         let mut line = Vec::new();
-        write_text(&mut line, b"t", &exchange(b"evil\t", b"a"));
+        write_text(&mut line, b"t", &exchange(b"evil\t", b"a"), Duration::ZERO);
         assert_eq!(String::from_utf8(line).unwrap().matches('\n').count(), 1);
     }
 
@@ -331,5 +396,6 @@ mod tests {
             b"4bf92f3577b34da6a3ce929d0e0e4736"
         );
         assert_eq!(trace_id(b"odd"), b"odd");
+        assert_eq!((trace_id(b""), trace_id(b";"), trace_id(b"Self=1; Root=2;")), (&b""[..], &b";"[..], &b"2"[..]));
     }
 }

@@ -169,8 +169,8 @@ impl Meter {
         Self(cells)
     }
 
-    /// Counts an exchange that has ended.
-    pub fn record(&self, exchange: &Exchange) {
+    /// Counts an exchange that has ended, and took so long.
+    pub fn record(&self, exchange: &Exchange, duration: Duration) {
         let (word, rule) = (exchange.decision.get(), exchange.rule.get());
         let decided = DECIDED.iter().position(|(decision, reason)| *reason == rule && DECISIONS[*decision] == word);
         let decided = decided.unwrap_or(DECIDED.len() - 1);
@@ -180,7 +180,7 @@ impl Meter {
         let status = usize::from(exchange.outcome());
         let class = (status / 100).wrapping_sub(1).min(CLASSES.len() - 1);
         let kind = (method * CLASSES.len() + class) * DECISIONS.len() + decision;
-        self.observe(REQUESTS + kind * HISTOGRAM, exchange.started.elapsed());
+        self.observe(REQUESTS + kind * HISTOGRAM, duration);
         if let Some(duration) = exchange.upstream.get() {
             self.observe(APP + decision * HISTOGRAM, duration);
         }
@@ -334,12 +334,12 @@ mod tests {
             let exchange = exchange(Method::GET);
             exchange.decision.set(verdict.decision());
             exchange.rule.set(verdict.rule());
-            meter.record(&exchange);
+            meter.record(&exchange, Duration::ZERO);
             seen += 1;
         }
         assert_eq!(Totals::of([&cells]).row(DECISION, DECIDED.len() - 1), vec![1; seen]);
         // What was never judged.
-        meter.record(&exchange(Method::GET));
+        meter.record(&exchange(Method::GET), Duration::ZERO);
         assert_eq!(total(&cells, DECISION + DECIDED.len() - 1), 1);
     }
 
@@ -351,9 +351,9 @@ mod tests {
             let exchange = exchange(Method::from_bytes(b"BREW").unwrap());
             exchange.status.set(status);
             exchange.error.set(Some("unheard-of"));
-            meter.record(&exchange);
+            meter.record(&exchange, Duration::ZERO);
         }
-        meter.record(&Exchange::begin(Instant::now(), "10.0.1.7".parse().unwrap(), None));
+        meter.record(&Exchange::begin(Instant::now(), "10.0.1.7".parse().unwrap(), None), Duration::ZERO);
         assert_eq!(Totals::of([&cells]).get(Count::RequestsEnded), 9);
         assert_eq!(Totals::of([&cells]).row(STATUS, STATUSES + 1).iter().sum::<u64>(), 9);
         assert_eq!(total(&cells, STATUS + STATUSES), 5, "1, 99, 600, 999 and 65535");

@@ -231,7 +231,7 @@ mod tests {
         exchange.status.set(status);
         exchange.upstream.set(Some(Duration::from_millis(60)));
         meter.count(Count::Requests, 1);
-        meter.record(&exchange);
+        meter.record(&exchange, Duration::from_millis(61));
     }
 
     #[test]
