@@ -12,11 +12,13 @@ use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::access_log::Journal;
+use crate::app_refusal::Refusal;
 use crate::error::Failure;
 use crate::exchange::{CUT, Exchange};
 use crate::flight::Flight;
 use crate::memory::Budget;
 use crate::metrics::{Count, Meter};
+use crate::observer::{Observer, Suspect};
 use crate::read_ahead::ReadAhead;
 use crate::upstream::Relay;
 
@@ -29,6 +31,8 @@ pub struct AnswerBody {
     described: Option<u64>,
     /// `None` when the record goes on, in a tunnel.
     recording: Option<Recording>,
+    /// `None` when the app has nothing against the host, or has been judged.
+    suspect: Option<Box<Suspect>>,
 }
 
 /// How far answers may be read ahead.
@@ -58,13 +62,22 @@ pub struct Recording {
     journal: Rc<Journal>,
     meter: Rc<Meter>,
     flight: Rc<Flight>,
+    observer: Rc<Observer>,
+    /// What the app had against the host.
+    refusal: Option<Refusal>,
 }
 
 impl Recording {
     /// The record of an exchange that has begun in `flight`.
-    pub fn new(exchange: Exchange, journal: Rc<Journal>, meter: Rc<Meter>, flight: Rc<Flight>) -> Self {
+    pub fn new(
+        exchange: Exchange,
+        journal: Rc<Journal>,
+        meter: Rc<Meter>,
+        flight: Rc<Flight>,
+        observer: Rc<Observer>,
+    ) -> Self {
         meter.count(Count::Requests, 1);
-        Self { exchange: Rc::new(exchange), journal, meter, flight }
+        Self { exchange: Rc::new(exchange), journal, meter, flight, observer, refusal: None }
     }
 }
 
@@ -80,6 +93,7 @@ impl Drop for Recording {
         let duration = self.exchange.started.elapsed();
         self.meter.record(&self.exchange, duration);
         self.journal.record(&self.exchange, duration);
+        self.observer.finish(&self.exchange, self.refusal.as_ref());
     }
 }
 
@@ -99,6 +113,7 @@ impl AnswerBody {
             response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let described = length.filter(|_| response.status() == StatusCode::NOT_MODIFIED);
         let size = response.body().size_hint();
+        let suspect = recording.observer.suspect(&response, &recording.exchange);
         response.map(|relay| {
             let content = if bounds.read_ahead == 0 || size.upper().is_some_and(|size| size <= SMALL) {
                 Content::Relayed(relay)
@@ -107,20 +122,28 @@ impl AnswerBody {
                 recording.flight.allow_read_ahead(&answer);
                 Content::ReadAhead(answer, size)
             };
-            Self { content, described, recording: Some(recording) }
+            Self { content, described, recording: Some(recording), suspect }
         })
     }
 
     /// No body, and no record yet.
     pub fn none() -> Self {
-        Self { content: Content::Ended, described: None, recording: None }
+        Self { content: Content::Ended, described: None, recording: None, suspect: None }
     }
 
     fn whole(text: String, recording: Recording) -> Self {
-        Self { content: Content::Whole(text.into()), described: None, recording: Some(recording) }
+        Self { content: Content::Whole(text.into()), described: None, recording: Some(recording), suspect: None }
+    }
+
+    /// Has the observer judge by what has gone by.
+    fn judge(&mut self) {
+        if let (Some(suspect), Some(recording)) = (self.suspect.take(), &mut self.recording) {
+            recording.refusal = recording.observer.judge(&suspect, &recording.exchange);
+        }
     }
 
     fn end(&mut self, error: Option<&'static str>) {
+        self.judge();
         if let Some(recording) = self.recording.take()
             && error.is_some()
         {
@@ -164,6 +187,11 @@ impl Body for AnswerBody {
                     let out = &recording.exchange.bytes_out;
                     out.set(out.get() + data.len() as u64);
                     recording.flight.hand_out(data.len());
+                }
+                if let (Some(data), Some(suspect)) = (frame.data_ref(), &mut self.suspect)
+                    && suspect.see(data)
+                {
+                    self.judge();
                 }
                 if self.is_end_stream() {
                     self.end(None);

@@ -7,9 +7,9 @@
 //! |---|---|
 //! | 5 the process | `main`, [`run`], [`command`] |
 //! | 4 doors | [`listener`], [`worker`], `handshake`, [`connection`], [`drain`], [`admin`], [`status`] |
-//! | 3 the life of a request | [`proxy`], [`answer`] |
+//! | 3 the life of a request | [`proxy`], [`answer`], [`observer`] |
 //! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`tls`], [`timers`] |
-//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`diagnose`], [`exposure`], [`refusals`], [`recent`], [`access_log`], [`metrics`], [`log`], [`memory`] |
+//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`diagnose`], [`app_refusal`], [`exposure`], [`refusals`], [`recent`], [`access_log`], [`metrics`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
 //! *Downstream* is the client's side, *upstream* the app's. What is deliberately absent elsewhere:
@@ -26,6 +26,7 @@
 pub mod access_log;
 pub mod admin;
 pub mod answer;
+pub mod app_refusal;
 pub mod body;
 pub mod command;
 pub mod config;
@@ -45,6 +46,7 @@ pub mod memory;
 pub mod message;
 pub mod metrics;
 pub mod networks;
+pub mod observer;
 pub mod policy;
 pub mod proxy;
 pub mod proxy_protocol;
@@ -134,6 +136,7 @@ pub async fn run(
         buffering: Arc::clone(&buffering),
         sink,
         metrics: Arc::clone(&metrics),
+        probes: Arc::default(),
         limit: upstream_limit(&config).map(Limit::new),
         budget,
         stage: stages.clone(),

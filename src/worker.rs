@@ -27,6 +27,7 @@ use crate::listener::Accepted;
 use crate::log::{Repeats, Sink};
 use crate::memory::Budget;
 use crate::metrics::{Count, Metrics};
+use crate::observer::{Observer, Probes};
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy_protocol::{self, Refusal};
@@ -56,6 +57,8 @@ pub struct Shared {
     pub sink: Sink,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// How the health checks go.
+    pub probes: Arc<Probes>,
     /// `UPSTREAM_MAX_CONNECTIONS`.
     pub limit: Option<Arc<Limit>>,
     /// The memory that bodies may be held in.
@@ -208,6 +211,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
                 config.upstream_idle_timeout,
                 shared.limit.clone(),
                 Rc::clone(&meter),
+                Arc::clone(&shared.repeats),
             ),
             journal: Rc::new(Journal::new(
                 config.access_log,
@@ -216,6 +220,11 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
                 shared.sink.clone(),
             )),
             meter,
+            observer: Rc::new(Observer::new(
+                Arc::clone(config),
+                Arc::clone(&shared.repeats),
+                Arc::clone(&shared.probes),
+            )),
             config: Arc::clone(config),
             policy: Arc::clone(&shared.policy),
             buffering: Arc::clone(&shared.buffering),

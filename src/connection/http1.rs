@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWrite;
 
-use crate::answer::{self, Recording};
+use crate::answer;
 use crate::connection::{BUFFER, LAST_CALL, Server, linger};
 use crate::drain::Stage;
 use crate::error::Failure;
@@ -22,7 +22,7 @@ use crate::exchange::Exchange;
 use crate::flight::{Flight, WaitingFor};
 use crate::incoming::Incoming;
 use crate::proxy::request::make_request_id;
-use crate::proxy::{Client, Proxy, Silence};
+use crate::proxy::{Client, Silence};
 use crate::socket::Socket;
 use crate::wire::{Wire, WireIo};
 
@@ -208,8 +208,7 @@ impl Server {
         exchange.error.set(Some(failure.token()));
         self.proxy.report(failure, &exchange, failure.status().as_u16());
         let bytes = answer::synthetic_bytes(failure, &id);
-        let Proxy { journal, meter, .. } = &self.proxy;
-        drop(Recording::new(exchange, Rc::clone(journal), Rc::clone(meter), Rc::clone(&wire.flight)));
+        drop(self.proxy.record(exchange, &wire.flight));
         // The bytes fit a socket's empty buffer; a client that has not made room for them gets none.
         if try_write(wire, &bytes) {
             linger(|| wire.socket()).await;

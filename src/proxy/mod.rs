@@ -28,6 +28,7 @@ use crate::message::forwarding::Peer;
 use crate::message::uwsgi::Packet;
 use crate::message::{fields, upgrade};
 use crate::metrics::Meter;
+use crate::observer::Observer;
 use crate::policy::{HostPolicy, Policy, Refusal, Rule, Verdict};
 use crate::proxy::request::{Inbound, make_request_id};
 use crate::proxy_protocol;
@@ -51,6 +52,8 @@ pub struct Proxy {
     pub journal: Rc<Journal>,
     /// The worker's counts.
     pub meter: Rc<Meter>,
+    /// Who watches what the app answers.
+    pub observer: Rc<Observer>,
     /// What has been said in the log already.
     pub repeats: Arc<Repeats>,
     /// The hosts that were refused.
@@ -119,7 +122,7 @@ impl Proxy {
     ) -> Result<Response<AnswerBody>, Silence> {
         flight.begin();
         let exchange = begin(client, flight, &inbound);
-        let recording = Recording::new(exchange, Rc::clone(&self.journal), Rc::clone(&self.meter), Rc::clone(flight));
+        let recording = self.record(exchange, flight);
         match self.forward(client, flight, &recording.exchange, inbound).await {
             Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording, &self.bounds)),
             Ok(Answer::Switched(response, app, early)) => {
@@ -130,6 +133,12 @@ impl Proxy {
             }
             Err(failure) => self.fail(failure, recording),
         }
+    }
+
+    /// The record of an exchange that has begun in `flight`.
+    pub fn record(&self, exchange: Exchange, flight: &Rc<Flight>) -> Recording {
+        let (journal, meter) = (Rc::clone(&self.journal), Rc::clone(&self.meter));
+        Recording::new(exchange, journal, meter, Rc::clone(flight), Rc::clone(&self.observer))
     }
 
     async fn forward(

@@ -2,8 +2,8 @@
 //! of one request over one of them.
 //!
 //! A connection has no task of its own. Whoever sends a request over it polls it, inline, until the
-//! response's body has ended; idle ones are polled once when they are taken out of the pool, which is
-//! enough to notice that the app has closed them.
+//! response's body has ended; idle ones are polled at every tick and when they are taken
+//! out of the pool, which is enough to notice that the app has closed them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -25,9 +25,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use crate::body::RequestBody;
 use crate::error::Failure;
 use crate::flight::{Flight, WaitingFor};
+use crate::log::Repeats;
 use crate::message::uwsgi::Packet;
 use crate::metrics::{Count, Meter, Open};
 use crate::upstream::connect::Connector;
+use crate::upstream::keep_alive::KeepAlive;
 use crate::upstream::stream::{Stream, StreamIo};
 use crate::upstream::{Answer, Limit, Source};
 
@@ -37,7 +39,9 @@ pub(super) struct Pool {
     connector: Connector,
     idle_timeout: Duration,
     /// The most recently used last: it is the one least likely to be closed by the app.
-    idle: RefCell<VecDeque<(Instant, Box<Connection>)>>,
+    idle: RefCell<VecDeque<Idle>>,
+    /// What is known of how long the app leaves them open.
+    keep_alive: KeepAlive,
     limit: Option<Arc<Limit>>,
     /// Requests of this worker that wait for a connection; woken when one becomes idle.
     freed: Notify,
@@ -46,6 +50,15 @@ pub(super) struct Pool {
     /// answer (as uWSGI's `http-socket` does, without a word).
     keeps_alive: Cell<bool>,
     meter: Rc<Meter>,
+}
+
+/// A connection that carries no request.
+#[derive(Debug)]
+struct Idle {
+    since: Instant,
+    /// For how long it has been seen to be open.
+    open_for: Duration,
+    connection: Box<Connection>,
 }
 
 /// A connection to the app. At most one request is under way on it.
@@ -74,11 +87,13 @@ impl Pool {
         idle_timeout: Duration,
         limit: Option<Arc<Limit>>,
         meter: Rc<Meter>,
+        repeats: Arc<Repeats>,
     ) -> Rc<Self> {
         Rc::new(Self {
             connector,
             idle_timeout,
             idle: RefCell::default(),
+            keep_alive: KeepAlive::new(repeats),
             limit,
             freed: Notify::new(),
             waiting: Cell::new(0),
@@ -169,12 +184,21 @@ impl Pool {
         Ok(Answer::Response(response.map(relay)))
     }
 
-    /// Closes idle connections whose time has come.
+    /// Closes idle connections whose time has come, and forgets those that the app has closed.
     pub(super) fn expire(&self, now: Instant) {
         let mut idle = self.idle.borrow_mut();
-        while idle.front().is_some_and(|(since, _)| now.duration_since(*since) >= self.idle_timeout) {
+        while idle.front().is_some_and(|first| now.duration_since(first.since) >= self.idle_timeout) {
             idle.pop_front();
         }
+        idle.retain_mut(|Idle { since, open_for, connection }| {
+            let idle_for = now.duration_since(*since);
+            if connection.is_alive() {
+                *open_for = idle_for;
+                return true;
+            }
+            self.found_closed(idle_for, *open_for, now);
+            false
+        });
         // Another worker's request waits for what is idle here.
         if self.limit.as_ref().is_some_and(|limit| limit.waiting.load(Ordering::Relaxed) > 0) {
             idle.pop_front();
@@ -188,24 +212,34 @@ impl Pool {
 
     fn take_idle(&self, idempotent: bool) -> Option<Box<Connection>> {
         loop {
-            let (since, mut connection) = if idempotent || self.keeps_alive.get() {
+            let Idle { since, open_for, mut connection } = if idempotent || self.keeps_alive.get() {
                 self.idle.borrow_mut().pop_back()?
             } else {
                 // The oldest: if the app closed connections after its answers, this one would be closed.
                 let mut idle = self.idle.borrow_mut();
-                if idle.front().is_none_or(|(since, _)| since.elapsed() < CLOSING_TIME) {
+                if idle.front().is_none_or(|first| first.since.elapsed() < CLOSING_TIME) {
                     return None;
                 }
                 idle.pop_front()?
             };
-            let idle_for = since.elapsed();
-            if idle_for < self.idle_timeout && connection.is_alive() {
+            let now = Instant::now();
+            let idle_for = now.duration_since(since);
+            if idle_for >= self.idle_timeout {
+                continue;
+            }
+            if connection.is_alive() {
                 return Some(connection);
             }
-            if idle_for < CLOSING_TIME {
-                self.keeps_alive.set(false);
-            }
+            self.found_closed(idle_for, open_for, now);
         }
+    }
+
+    /// The app has closed a connection that was idle for so long, and open for so long.
+    fn found_closed(&self, idle_for: Duration, open_for: Duration, now: Instant) {
+        if idle_for < CLOSING_TIME {
+            self.keeps_alive.set(false);
+        }
+        self.keep_alive.closed(open_for, idle_for, now);
     }
 
     /// Waits for one of the limited connections: one that this worker has to spare, or the right to a new one.
@@ -237,11 +271,12 @@ impl Pool {
         if self.idle_timeout.is_zero() {
             return;
         }
+        let idle = Idle { since: Instant::now(), open_for: Duration::ZERO, connection };
         if self.waiting.get() > 0 {
-            self.idle.borrow_mut().push_back((Instant::now(), connection));
+            self.idle.borrow_mut().push_back(idle);
             self.freed.notify_one();
         } else if self.limit.as_ref().is_none_or(|limit| limit.waiting.load(Ordering::Relaxed) == 0) {
-            self.idle.borrow_mut().push_back((Instant::now(), connection));
+            self.idle.borrow_mut().push_back(idle);
         }
         // Else another worker waits for the right to connect: closing this one gives it away.
     }

@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod h2c;
 mod http1;
+mod keep_alive;
 mod stream;
 pub mod uwsgi;
 
@@ -22,6 +23,7 @@ use crate::body::RequestBody;
 use crate::config::Protocol;
 use crate::error::Failure;
 use crate::flight::Flight;
+use crate::log::Repeats;
 use crate::message::uwsgi::Packet;
 use crate::metrics::Meter;
 use crate::socket::Socket;
@@ -93,10 +95,11 @@ impl Upstream {
         idle_timeout: Duration,
         limit: Option<Arc<Limit>>,
         meter: Rc<Meter>,
+        repeats: Arc<Repeats>,
     ) -> Rc<Self> {
         let pool = match protocol {
             Protocol::Http | Protocol::Uwsgi => {
-                Pool::Http1(http1::Pool::new(connector, idle_timeout, limit.clone(), meter))
+                Pool::Http1(http1::Pool::new(connector, idle_timeout, limit.clone(), meter, repeats))
             }
             Protocol::H2c => Pool::H2c(h2c::Pool::new(connector, meter)),
         };
