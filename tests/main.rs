@@ -5,6 +5,7 @@
 
 mod access_log;
 mod admin;
+mod app_refusals;
 mod attacks;
 mod behaviours;
 mod buffering;
@@ -28,6 +29,7 @@ mod h2c;
 mod host;
 mod http2;
 mod inject;
+mod keep_alive;
 mod metrics;
 mod probe;
 mod proxy_protocol;

@@ -1,6 +1,7 @@
 """A Django site as it stands behind a load balancer: strict ALLOWED_HOSTS, nothing that knows of health checks.
 
-SSL_REDIRECT=1 turns SECURE_SSL_REDIRECT on, FORWARDED_HOST=1 turns USE_X_FORWARDED_HOST on.
+ALLOWED_HOSTS names another host, DEBUG=1 turns DEBUG on, SSL_REDIRECT=1 turns SECURE_SSL_REDIRECT on,
+FORWARDED_HOST=1 turns USE_X_FORWARDED_HOST on, and DISBELIEVE=1 leaves SECURE_PROXY_SSL_HEADER out.
 """
 
 import hashlib
@@ -19,11 +20,12 @@ from django.views.decorators.csrf import csrf_exempt
 from witness import Wsgi
 
 settings.configure(
-    ALLOWED_HOSTS=["www.example.com"],
+    DEBUG="DEBUG" in os.environ,
+    ALLOWED_HOSTS=[os.environ.get("ALLOWED_HOSTS", "www.example.com")],
     ROOT_URLCONF=__name__,
     SECRET_KEY="for tests alone",
     SECURE_SSL_REDIRECT="SSL_REDIRECT" in os.environ,
-    SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https"),
+    SECURE_PROXY_SSL_HEADER=None if "DISBELIEVE" in os.environ else ("HTTP_X_FORWARDED_PROTO", "https"),
     USE_X_FORWARDED_HOST="FORWARDED_HOST" in os.environ,
     CSRF_COOKIE_SECURE=True,
     MIDDLEWARE=[

@@ -1,6 +1,10 @@
-"""A Starlette site whose TrustedHostMiddleware admits one host: a page, an echoing WebSocket, server-sent events."""
+"""A Starlette site whose TrustedHostMiddleware admits one host: a page, an echoing WebSocket, server-sent events.
+
+ALLOWED_HOSTS names another host, WWW_REDIRECT=1 leaves www_redirect on, as it is by default.
+"""
 
 import asyncio
+import os
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -68,6 +72,12 @@ application = Asgi(
             WebSocketRoute("/echo", echo),
             Route("/closes", closed),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["www.example.com"], www_redirect=False)],
+        middleware=[
+            Middleware(
+                TrustedHostMiddleware,
+                allowed_hosts=[os.environ.get("ALLOWED_HOSTS", "www.example.com")],
+                www_redirect="WWW_REDIRECT" in os.environ,
+            )
+        ],
     )
 )

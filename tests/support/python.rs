@@ -1,7 +1,9 @@
-//! Apps written in Python, run as their users run them: their own server, a process of its own, a free port.
+//! Apps written in Python, and one in Ruby, run as their users run them: their own server, a process of its own, a
+//! free port.
 //!
 //! Relies on `python3` and the package index that pip is set up for. The virtual environments are made on first use
-//! under `target/`, one per requirements file, and are kept. Leaves it to `tests/apps` what the apps do.
+//! under `target/`, one per requirements file, and are kept. For Ruby it relies on the system's packages. Leaves it to
+//! `tests/apps` what the apps do.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -29,6 +31,7 @@ const KEPT_LINES: usize = 40;
 static MOST: Environment = Environment::of("requirements.txt");
 static GRPC: Environment = Environment::of("requirements-grpc.txt");
 static METRICS: Environment = Environment::of("requirements-metrics.txt");
+static REFUSALS: Environment = Environment::of("requirements-refusals.txt");
 static UWSGI: Environment = Environment::of("requirements-uwsgi.txt");
 
 /// An app and what serves it.
@@ -56,6 +59,12 @@ pub enum Server {
     UvicornUnix,
     /// A gRPC service on grpcio's own server.
     Grpc,
+    /// Flask under gunicorn's default worker.
+    Flask,
+    /// An MCP server under uvicorn.
+    Mcp,
+    /// Rails' check of hosts under puma.
+    Rails,
 }
 
 /// An app that runs until it is dropped.
@@ -80,7 +89,7 @@ impl Site {
     /// and the reason is on the terminal. With `CI=true` that is a failure.
     pub fn start(server: Server, variables: &[(&str, &str)]) -> Option<Self> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let environment = server.environment().get()?;
+        let environment = server.environment()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let record = Path::new(TARGET).join(format!("requests-{}-{number}.jsonl", std::process::id()));
         File::create(&record).expect("the file for the app's record");
@@ -173,38 +182,44 @@ impl Request {
 }
 
 impl Server {
-    fn environment(self) -> &'static Environment {
-        match self {
+    /// Where its programs are.
+    fn environment(self) -> Option<&'static Path> {
+        let environment = match self {
             Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiUnix | Self::UwsgiAbstract | Self::UwsgiTcpOfDefaults => &UWSGI,
             Self::Grpc => &GRPC,
             Self::GunicornSync | Self::GunicornThreads | Self::GunicornUnix | Self::Uvicorn | Self::UvicornUnix => {
                 &MOST
             }
-        }
+            Self::Flask | Self::Mcp => &REFUSALS,
+            Self::Rails => return ruby(),
+        };
+        environment.get()
     }
 
     /// The server as it is started in production, except for the port that the system chooses.
     fn command(self, environment: &Path, path: &Path) -> Command {
         let program = |name: &str| Command::new(environment.join("bin").join(name));
         let path = path.to_str().expect("a path of ASCII");
-        let gunicorn = |bind: &str, worker: &[&str]| {
+        let gunicorn_for = |site: &str, bind: &str, worker: &[&str]| {
             let mut command = program("gunicorn");
             // Preloaded, an app that can't be imported ends gunicorn at once.
             command.args(["--bind", bind, "--no-control-socket", "--preload"]);
-            command.args(worker).arg("django_site:application");
+            command.args(worker).arg(site);
             command
         };
+        let gunicorn = |bind: &str, worker: &[&str]| gunicorn_for("django_site:application", bind, worker);
         let uwsgi = |socket: &[&str]| {
             let mut command = program("uwsgi");
             command.args(socket).args(["--module", "django_site:application", "--need-app"]);
             command.args(["--pythonpath", APPS, "--die-on-term", "--virtualenv"]).arg(environment);
             command
         };
-        let uvicorn = |socket: &[&str]| {
+        let uvicorn_for = |site: &str, socket: &[&str]| {
             let mut command = program("uvicorn");
-            command.args(socket).args(["--app-dir", APPS, "starlette_site:application"]);
+            command.args(socket).args(["--app-dir", APPS, site]);
             command
         };
+        let uvicorn = |socket: &[&str]| uvicorn_for("starlette_site:application", socket);
         match self {
             Self::GunicornSync => gunicorn("127.0.0.1:0", &[]),
             Self::GunicornThreads => gunicorn("127.0.0.1:0", &["--worker-class", "gthread", "--threads", "4"]),
@@ -221,13 +236,26 @@ impl Server {
             }
             Self::Uvicorn => uvicorn(&["--port", "0"]),
             Self::UvicornUnix => uvicorn(&["--uds", path]),
+            Self::Flask => gunicorn_for("flask_site:application", "127.0.0.1:0", &[]),
+            Self::Mcp => uvicorn_for("mcp_site:application", &["--port", "0"]),
+            Self::Rails => {
+                let mut command = Command::new("puma");
+                command.args(["--bind", "tcp://127.0.0.1:0", "rails_site.ru"]);
+                command
+            }
         }
     }
 
     /// The value of `HOSTWARD_UPSTREAM`.
     fn upstream(self, address: SocketAddr, path: &Path) -> String {
         match self {
-            Self::GunicornSync | Self::GunicornThreads | Self::Uwsgi | Self::Uvicorn => format!("http://{address}"),
+            Self::GunicornSync
+            | Self::GunicornThreads
+            | Self::Uwsgi
+            | Self::Uvicorn
+            | Self::Flask
+            | Self::Mcp
+            | Self::Rails => format!("http://{address}"),
             Self::Grpc => format!("h2c://{address}"),
             Self::GunicornUnix | Self::UvicornUnix => format!("http+unix:{}", path.display()),
             Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => format!("uwsgi://{address}"),
@@ -243,10 +271,11 @@ impl Server {
             Self::GunicornUnix => return line.contains("Listening at: unix:").then_some(0),
             Self::UvicornUnix => return line.contains("running on unix socket").then_some(0),
             Self::UwsgiUnix | Self::UwsgiAbstract => return line.contains("bound to UNIX address").then_some(0),
-            Self::GunicornSync | Self::GunicornThreads => "Listening at: http://127.0.0.1:",
+            Self::GunicornSync | Self::GunicornThreads | Self::Flask => "Listening at: http://127.0.0.1:",
+            Self::Rails => "Listening on http://127.0.0.1:",
             Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => "bound to TCP address 127.0.0.1:",
             Self::Grpc => "listening on 127.0.0.1:",
-            Self::Uvicorn => "running on http://127.0.0.1:",
+            Self::Uvicorn | Self::Mcp => "running on http://127.0.0.1:",
         };
         let (_, rest) = line.split_once(before)?;
         rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
@@ -276,21 +305,36 @@ fn wait_for_port(output: PipeReader, server: Server) -> Result<u16, String> {
     })
 }
 
+/// Ruby, if it has what the site needs; its programs are where the system's are.
+fn ruby() -> Option<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    or_skip(FOUND.get_or_init(|| {
+        run(Command::new("ruby").args(["-e", "require 'action_dispatch'; require 'action_view'"]))?;
+        run(Command::new("puma").arg("--version"))?;
+        Ok(PathBuf::new())
+    }))
+}
+
+/// What was found, or nothing and the reason on the terminal. With `CI=true` that is a failure.
+fn or_skip(found: &Result<PathBuf, String>) -> Option<&Path> {
+    match found {
+        Ok(directory) => Some(directory),
+        Err(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => panic!("CI can't skip this: {why}"),
+        Err(why) => {
+            // Not `eprintln!`, which the test harness would keep to itself.
+            writeln!(io::stderr(), "skipped: {why}").ok();
+            None
+        }
+    }
+}
+
 impl Environment {
     const fn of(requirements: &'static str) -> Self {
         Self { requirements, made: OnceLock::new() }
     }
 
     fn get(&self) -> Option<&Path> {
-        match self.made.get_or_init(|| self.make()) {
-            Ok(directory) => Some(directory),
-            Err(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => panic!("CI can't skip this: {why}"),
-            Err(why) => {
-                // Not `eprintln!`, which the test harness would keep to itself.
-                writeln!(io::stderr(), "skipped: {why}").ok();
-                None
-            }
-        }
+        or_skip(self.made.get_or_init(|| self.make()))
     }
 
     /// Makes the environment, unless an earlier run has. Its name holds what it was made from; the file `complete` in
