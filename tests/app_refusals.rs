@@ -1,6 +1,6 @@
 //! Apps that turn down what hostward gave them: real ones, each refusing, then with the remedy that hostward's line
-//! names; and what a stand-in shows of pieces, codings and health checks in a row. Vite, ASP.NET Core and Laravel are
-//! not run here: their answers are known from their sources alone (`src/app_refusal/tests.rs`).
+//! names; and what a stand-in shows of pieces, codings and health checks in a row. Vite and ASP.NET Core are not
+//! run here: their answers are known from their sources alone (`src/app_refusal/tests.rs`).
 
 use serde_json::Value;
 
@@ -160,6 +160,20 @@ fn rails_in_production_is_told_on_a_probe() {
     let line = hostward.line(|line| line["msg"] == REFUSES);
     assert_eq!((&line["framework"], &line["decision"]), (&"rails".into(), &"probe".into()), "{line}");
     says(&line, &["may not allow HOSTWARD_CANONICAL_HOST=www.example.com", "Rails' config.hosts"]);
+    let told = before(&site, &[("HOSTWARD_CANONICAL_HOST", "inner.example.com")]);
+    ask(told.address, GET.replace('@', &told.address.to_string())).expect(200);
+}
+
+#[test]
+fn laravel_in_production_is_told_on_a_probe() {
+    let Some(site) = Site::start(Server::Laravel, &[("ALLOWED_HOSTS", "inner.example.com")]) else { return };
+    let hostward = before(&site, &[]);
+    // A user's 404 is a 404.
+    ask(hostward.address, GET.replace('@', "www.example.com")).expect(404);
+    ask(hostward.address, GET.replace('@', &hostward.address.to_string())).expect(404);
+    let line = hostward.line(|line| line["msg"] == REFUSES);
+    assert_eq!((&line["framework"], &line["decision"]), (&"laravel".into(), &"probe".into()), "{line}");
+    says(&line, &["may not allow HOSTWARD_CANONICAL_HOST=www.example.com", "Laravel's trusted hosts"]);
     let told = before(&site, &[("HOSTWARD_CANONICAL_HOST", "inner.example.com")]);
     ask(told.address, GET.replace('@', &told.address.to_string())).expect(200);
 }

@@ -1,5 +1,5 @@
 //! Answers as the frameworks write them. Those of the apps that are run in `tests/app_refusals.rs` are short here; the
-//! others (Vite, ASP.NET Core, Laravel, the MCP SDKs for TypeScript, Go and Rust) are from their sources.
+//! others (Vite, ASP.NET Core, the MCP SDKs for TypeScript, Go and Rust) are from their sources.
 
 use http::HeaderValue;
 use http::header::HeaderName;

@@ -1,9 +1,9 @@
-//! Apps written in Python, and one in Ruby, run as their users run them: their own server, a process of its own, a
-//! free port.
+//! Apps written in Python, and one each in Ruby and PHP, run as their users run them: their own server, a process of
+//! its own, a free port.
 //!
 //! Relies on `python3` and the package index that pip is set up for. The virtual environments are made on first use
-//! under `target/`, one per requirements file, and are kept. For Ruby it relies on the system's packages. Leaves it to
-//! `tests/apps` what the apps do.
+//! under `target/`, one per requirements file, and are kept. For Ruby and PHP it relies on the system's packages.
+//! Leaves it to `tests/apps` what the apps do.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -65,6 +65,8 @@ pub enum Server {
     Mcp,
     /// Rails' check of hosts under puma.
     Rails,
+    /// Laravel under PHP's own server.
+    Laravel,
 }
 
 /// An app that runs until it is dropped.
@@ -192,6 +194,7 @@ impl Server {
             }
             Self::Flask | Self::Mcp => &REFUSALS,
             Self::Rails => return ruby(),
+            Self::Laravel => return php(),
         };
         environment.get()
     }
@@ -243,6 +246,11 @@ impl Server {
                 command.args(["--bind", "tcp://127.0.0.1:0", "rails_site.ru"]);
                 command
             }
+            Self::Laravel => {
+                let mut command = Command::new("php");
+                command.args(["-S", "127.0.0.1:0", "laravel_site.php"]);
+                command
+            }
         }
     }
 
@@ -255,7 +263,8 @@ impl Server {
             | Self::Uvicorn
             | Self::Flask
             | Self::Mcp
-            | Self::Rails => format!("http://{address}"),
+            | Self::Rails
+            | Self::Laravel => format!("http://{address}"),
             Self::Grpc => format!("h2c://{address}"),
             Self::GunicornUnix | Self::UvicornUnix => format!("http+unix:{}", path.display()),
             Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => format!("uwsgi://{address}"),
@@ -273,6 +282,7 @@ impl Server {
             Self::UwsgiUnix | Self::UwsgiAbstract => return line.contains("bound to UNIX address").then_some(0),
             Self::GunicornSync | Self::GunicornThreads | Self::Flask => "Listening at: http://127.0.0.1:",
             Self::Rails => "Listening on http://127.0.0.1:",
+            Self::Laravel => "Development Server (http://127.0.0.1:",
             Self::Uwsgi | Self::UwsgiTcp | Self::UwsgiTcpOfDefaults => "bound to TCP address 127.0.0.1:",
             Self::Grpc => "listening on 127.0.0.1:",
             Self::Uvicorn | Self::Mcp => "running on http://127.0.0.1:",
@@ -312,6 +322,16 @@ fn ruby() -> Option<&'static Path> {
         run(Command::new("ruby").args(["-e", "require 'action_dispatch'; require 'action_view'"]))?;
         run(Command::new("puma").arg("--version"))?;
         Ok(PathBuf::new())
+    }))
+}
+
+/// PHP, if it has Laravel.
+fn php() -> Option<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    or_skip(FOUND.get_or_init(|| {
+        let laravel =
+            "require 'Illuminate/autoload.php'; exit(class_exists('Illuminate\\Foundation\\Application') ? 0 : 1);";
+        run(Command::new("php").args(["-r", laravel])).map(|_| PathBuf::new())
     }))
 }
 

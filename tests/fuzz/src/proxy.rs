@@ -17,6 +17,8 @@ use hostward::connection::{self, Server};
 use hostward::drain::Stage;
 use hostward::log::{self, Repeats, Sink};
 use hostward::memory::Budget;
+use hostward::metrics::{Elsewhere, Metrics};
+use hostward::observer::Observer;
 use hostward::policy::{OwnAddresses, Policy};
 use hostward::proxy::Proxy;
 use hostward::socket::Socket;
@@ -141,9 +143,21 @@ impl Setup {
         let connector = Connector::new(&Endpoint::Unix(app), config.upstream_connect_timeout, Instant::now());
         let journal =
             Journal::new(config.access_log, config.access_log_probes, LogFormat::Json, SINK.with(Sink::clone));
+        let meter = Rc::new(Metrics::new(Elsewhere::default).meter());
+        let upstream = Upstream::new(
+            connector,
+            config.upstream.protocol,
+            config.upstream_idle_timeout,
+            None,
+            Rc::clone(&meter),
+            Arc::clone(&self.repeats),
+        );
+        let observer = Observer::new(Arc::clone(config), Arc::clone(&self.repeats), Arc::default());
         Rc::new(Server {
             proxy: Proxy {
-                upstream: Upstream::new(connector, config.upstream.protocol, config.upstream_idle_timeout, None),
+                upstream,
+                meter,
+                observer: Rc::new(observer),
                 journal: Rc::new(journal),
                 config: Arc::clone(config),
                 policy: Arc::clone(&self.policy),
