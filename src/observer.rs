@@ -169,7 +169,7 @@ fn path(exchange: &Exchange) -> String {
 /// The words of [`Exchange::decision`] that matter here.
 const PROBE: &str = "probe";
 const ALLOWED: &str = "allowed";
-/// Failed health checks in a row. An ALB replaces a task after two by default, and five at most are usual.
+/// Failed health checks in a row. By default an ALB gives a target up after two; five at most are usual.
 const TOO_MANY: u32 = 3;
 /// Bytes of a path for the log.
 const LONGEST_PATH: usize = 1024;
