@@ -163,7 +163,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Text("address or off"),
         default: Default::Is("127.0.0.1:9797"),
         example: "127.0.0.1:9797",
-        meaning: "where /livez and /readyz are served",
+        meaning: "where /livez, /readyz, /status and /metrics are served",
     },
     Setting {
         variable: "HOSTWARD_PROXY_PROTOCOL",

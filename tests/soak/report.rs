@@ -76,9 +76,17 @@ impl Report {
         }
     }
 
-    /// Up to here memory may grow: pools and caches fill, and the code is paged in.
+    /// Up to here memory may grow: pools and caches fill, and the allocator keeps what the worst moment took.
     fn warm_up(&self) -> Duration {
-        (self.length * 2 / 5).min(Duration::from_mins(2))
+        self.length / 2
+    }
+
+    /// The least that there was in each half of the samples after the warm-up. What clients hold at the moment lies above
+    /// it; what leaks lifts it.
+    pub fn floors(&self, value: impl Fn(&Usage) -> u64) -> [u64; 2] {
+        let values: Vec<u64> = self.steady().map(|sample| value(&sample.usage)).collect();
+        let (earlier, later) = values.split_at(values.len() / 2);
+        [earlier, later].map(|half| half.iter().copied().min().unwrap_or_default())
     }
 
     /// The samples under load after the warm-up.
@@ -189,6 +197,11 @@ impl Report {
                     mib(least),
                     mib(most),
                 ),
+            );
+            let [earlier, later] = self.floors(value);
+            row(
+                &format!("{name}, the least in the last two quarters"),
+                format!("{} and {} MiB", mib(earlier), mib(later)),
             );
             row(
                 &format!("{name}, fitted from {:.0} s on", fit.from.as_secs_f64()),
