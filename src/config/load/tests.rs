@@ -69,7 +69,7 @@ fn one_setting_is_enough_and_the_defaults_are_the_contracts() {
     assert_eq!(config.log_format, LogFormat::Json);
     assert_eq!(config.access_log, AccessLog::On);
     assert_eq!(config.threads, None);
-    assert_eq!(config.given, ["HOSTWARD_ALLOWED_HOSTS"]);
+    assert_eq!(config.given, ["HOSTWARD_ALLOWED_HOSTS=www.example.com"]);
     assert_eq!(sources.list.len(), SETTINGS.len());
 }
 
@@ -157,7 +157,10 @@ fn a_flag_wins_and_empty_is_unset() {
     assert_eq!(config.body_timeout, Duration::from_secs(7));
     assert_eq!(config.header_timeout, Duration::from_secs(15));
     assert_eq!(config.log_format, LogFormat::Text);
-    assert_eq!(config.given, ["HOSTWARD_ALLOWED_HOSTS", "HOSTWARD_BODY_TIMEOUT", "HOSTWARD_IDLE_TIMEOUT"]);
+    assert_eq!(
+        config.given,
+        ["HOSTWARD_ALLOWED_HOSTS=a.example", "HOSTWARD_BODY_TIMEOUT=7s", "HOSTWARD_IDLE_TIMEOUT=5m"]
+    );
     let source =
         |variable: &str| sources.list.iter().find(|given| given.setting.variable == variable).map(|given| given.source);
     assert_eq!(source("HOSTWARD_IDLE_TIMEOUT"), Some(Source::Flag));
