@@ -246,6 +246,11 @@ pub fn sender(evidence: &Evidence<'_>, rules: &Rules) -> Sender {
         Refusal::NotAllowed => {}
     }
     let Some(authority) = evidence.authority else { return Sender::Unknown };
+    // A hint is copied, into a list where `*` is everybody, or into a shell.
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+    if matches!(authority.host, Host::Name(name) if !name.bytes().all(plain)) {
+        return Sender::Scanner;
+    }
     if agent.starts_with(KUBE_PROBE) {
         return Sender::Kubelet;
     }

@@ -21,7 +21,7 @@ const fn case(name: &'static str, peer: &'static str, request: &'static str) -> 
     Case { name, peer, settings: &[], request }
 }
 
-const CASES: [Case; 22] = [
+const CASES: [Case; 24] = [
     case(
         "ALB, another address than this task's",
         "10.0.1.7",
@@ -108,6 +108,16 @@ const CASES: [Case; 22] = [
         "a health check from a public address",
         "203.0.113.7",
         "GET / HTTP/1.1\nHost: 127.0.0.1:PORT\nUser-Agent: ELB-HealthChecker/2.0",
+    ),
+    case(
+        "a host that would be a wildcard in a list",
+        "10.0.1.7",
+        "GET / HTTP/1.1\nHost: *\nUser-Agent: Mozilla/5.0\nX-Forwarded-For: 203.0.113.7",
+    ),
+    case(
+        "a host that a shell would obey",
+        "10.0.1.7",
+        "GET / HTTP/1.1\nHost: a$(reboot).example.com\nUser-Agent: Mozilla/5.0\nX-Forwarded-For: 203.0.113.7",
     ),
     case(
         "somebody else",
