@@ -163,6 +163,8 @@ impl Setup {
                 policy: Arc::clone(&self.policy),
                 buffering: Arc::clone(&self.buffering),
                 repeats: Arc::clone(&self.repeats),
+                refusals: Arc::default(),
+                recent: Arc::default(),
                 bounds: Bounds { read_ahead: config.buffer_responses, budget: self.budget.clone() },
             },
             timers: Timers::new(),
