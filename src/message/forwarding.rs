@@ -202,12 +202,19 @@ fn address_text(address: IpAddr) -> HeaderValue {
 pub fn write_address(text: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
-            for (at, octet) in address.octets().into_iter().enumerate() {
-                if at > 0 {
-                    text.push(b'.');
+            // With a dot behind the last octet, too, which is left out.
+            let mut dotted = [b'.'; LONGEST_V4 + 1];
+            let mut length = 0;
+            for octet in address.octets() {
+                let digits = [octet / 100, octet / 10 % 10, octet % 10];
+                let leading_zeros = usize::from(octet < 100) + usize::from(octet < 10);
+                for digit in &digits[leading_zeros..] {
+                    dotted[length] = b'0' + digit;
+                    length += 1;
                 }
-                text.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+                length += 1;
             }
+            text.extend_from_slice(&dotted[..length - 1]);
         }
         IpAddr::V6(address) => text.extend_from_slice(address.to_string().as_bytes()),
     }
@@ -251,6 +258,17 @@ mod tests {
 
     fn client(xff: &str) -> String {
         written("10.0.1.7", &[("x-forwarded-for", xff)]).1.client.to_string()
+    }
+
+    #[test]
+    fn an_address_is_written_as_the_standard_library_writes_it() {
+        for octet in 0..=u8::MAX {
+            for octets in [[octet, 0, 9, 10], [99, 100, 255, octet], [octet; 4]] {
+                let mut text = Vec::new();
+                write_address(&mut text, octets.into());
+                assert_eq!(String::from_utf8(text).unwrap(), IpAddr::from(octets).to_string());
+            }
+        }
     }
 
     #[test]
