@@ -54,6 +54,7 @@ impl Task {
         alone.lock().expect("a lock");
         let name = format!("hostward-{name}-{}", std::process::id());
         let mut task = Self { engine, published: SocketAddr::from(([0, 0, 0, 0], 0)), name, _alone: alone };
+        take_down_what_was_left(engine);
         let up = engine.compose(&task.name, &["up", "--detach", "--build"], &[("PORT", "0")]);
         up.unwrap_or_else(|why| panic!("{why}"));
         let port = engine.docker(&["port", &task.container("netns"), "8080/tcp"]);
@@ -96,6 +97,18 @@ impl Task {
     /// A program in a container of its own beside the task.
     fn beside(&self, options: &[&str], command: &[&str]) -> String {
         self.engine.docker(&[&["run", "--rm"], options, &[PYTHON], command].concat())
+    }
+}
+
+/// A test that was killed leaves its containers, and the network that there can be only one of.
+fn take_down_what_was_left(engine: &Engine) {
+    let networks = engine.docker(&["network", "ls", "--filter", "name=^hostward-", "--format", "{{.Name}}"]);
+    for project in networks.lines().filter_map(|network| network.strip_suffix("_task")) {
+        let process = project.rsplit('-').next().and_then(|process| process.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            // Else the task itself says what is in its way.
+            engine.compose(project, &["down", "--rmi", "local", "--volumes", "--timeout", "1"], &[]).ok();
+        }
     }
 }
 
