@@ -82,7 +82,7 @@ fn endure(attack: &'static Attack, scale: Scale) -> Row {
         let front = Arc::new(Front::new(hostward.address, attack.size(scale.full)));
         let attackers = Arc::clone(&front);
         let attackers = thread::Builder::new().name("attackers".into()).spawn(move || attackers.run(attack)).unwrap();
-        eventually("the attack is under way", || front.is_under_way().then_some(()));
+        eventually("the attack is under way", || front.is_under_way(attack).then_some(()));
         let (begun, at_first) = (Instant::now(), usage(hostward.pid()));
         let mut beside = ask(&mut healthy, scale.window);
         // An attack of so many has to come to its end beside the client.

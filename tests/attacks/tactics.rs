@@ -195,10 +195,9 @@ impl Front {
         });
     }
 
-    /// Whether every attacker has begun.
-    pub fn is_under_way(&self) -> bool {
-        let begun = self.begun.load(Ordering::SeqCst);
-        begun >= self.size || (begun > 0 && *self.stop.borrow())
+    /// Whether every attacker has begun, or the first one if they come one after the other.
+    pub fn is_under_way(&self, attack: &Attack) -> bool {
+        self.begun.load(Ordering::SeqCst) >= if attack.is_counted() { 1 } else { self.size }
     }
 
     pub fn stop(&self) {
