@@ -51,6 +51,8 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     // A task that is restarted must not wait for the old connections' TIME-WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
+    // Each accepted socket inherits it.
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket.into())
@@ -118,6 +120,9 @@ fn complete((stream, remote): (TcpStream, SocketAddr), permit: OwnedSemaphorePer
     Ok(Accepted { stream, remote, local, permit })
 }
 
+/// Bytes that the kernel takes ahead of what it can send to a client. Without it, it takes megabytes for each client that
+/// reads nothing, and the app has to produce them at once; what is sent and not acknowledged doesn't count.
+const UNSENT: u32 = 128 * 1024;
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// The listeners, the event queues, the log, the app's readiness check, and room for a few more.

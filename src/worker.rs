@@ -250,7 +250,7 @@ async fn keep_time(server: Rc<Server>) {
             server.timers.wait_until_used().await;
         }
         tokio::time::sleep(TICK).await;
-        server.timers.tick();
+        server.timers.tick().await;
         upstream.expire(Instant::now());
         meter.set(Count::AppConnectionsIdle, upstream.unused());
         journal.flush();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::app::{Then, answer, hang};
 use crate::support::frames::{self, Frames};
+use crate::support::kernel;
 use crate::support::wire::Client;
 use crate::support::{Task, eventually};
 
@@ -275,6 +276,25 @@ fn a_client_that_leaves_during_its_answer_frees_the_app() {
     drop(client);
     task.app.wait_open(0);
     assert_eq!(task.hostward.request_line("/left")["error"], "client_gone");
+}
+
+#[test]
+fn the_kernel_takes_little_of_an_answer_that_nobody_reads() {
+    let task = Task::start(&[("HOSTWARD_BODY_TIMEOUT", "60s")], |talk| {
+        talk.reply(answer("200 OK", "", &"a".repeat(16 << 20)));
+        Then::Close
+    });
+    let mut client = task.client();
+    client.send(GET);
+    let from = client.input.stream.tcp().local_addr().unwrap();
+    let mut before = 0;
+    let lying = eventually("nothing more is written", || {
+        thread::sleep(Duration::from_millis(200));
+        let now = kernel::unacknowledged(task.hostward.address, from);
+        (std::mem::replace(&mut before, now) == now && now > 0).then_some(now)
+    });
+    // What the client's kernel has acknowledged isn't counted, and what is written at once goes over the bound.
+    assert!(lying < 512 << 10, "{lying} bytes");
 }
 
 #[test]

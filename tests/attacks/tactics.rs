@@ -211,7 +211,7 @@ impl Front {
     async fn repeat(self: Arc<Self>, attack: &'static Attack, period: Duration, number: usize) {
         let mut stop = self.stop.subscribe();
         // They don't march in step.
-        sleep(STAGGER * u32::try_from(number).unwrap() / u32::try_from(self.size).unwrap()).await;
+        sleep(STAGGER * u32::try_from(number).unwrap()).await;
         for turn in 0.. {
             let due = Instant::now() + period;
             self.attempt(attack, number + turn).await;
@@ -234,8 +234,9 @@ impl Front {
     }
 }
 
-/// Over how long the first attempts of all attackers are spread.
-const STAGGER: Duration = Duration::from_millis(250);
+/// Between the first attempts of two attackers: that many connections must be possible beside each other, not in one
+/// moment, when the app would have to answer all of them on its own.
+const STAGGER: Duration = Duration::from_micros(250);
 /// Longer than any limit here.
 const BOUND: Duration = Duration::from_secs(20);
 const GET: &str = "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n";

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -40,6 +41,19 @@ pub fn usage(pid: u32) -> Usage {
 /// How many file descriptors a process has open.
 pub fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// Bytes that the kernel holds of what was written to the other end of a TCP connection, by proc(5).
+pub fn unacknowledged(local: SocketAddr, remote: SocketAddr) -> u64 {
+    let number = |address: SocketAddr| match address {
+        SocketAddr::V4(address) => format!("{:08X}:{:04X}", u32::from_ne_bytes(address.ip().octets()), address.port()),
+        SocketAddr::V6(_) => panic!("{address} is not in /proc/net/tcp"),
+    };
+    let ends = format!(" {} {} ", number(local), number(remote));
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = table.lines().find(|line| line.contains(&ends)).expect("the connection");
+    let (to_send, _received) = line.split_whitespace().nth(4).unwrap().split_once(':').unwrap();
+    u64::from_str_radix(to_send, 16).unwrap()
 }
 
 /// How many of each kind: `socket`, `pipe`, `anon_inode`, or a file's path.

@@ -93,7 +93,7 @@ impl Setup {
         let ticker = spawn_local(async move {
             loop {
                 tokio::time::sleep(TICK).await;
-                ticking.timers.tick();
+                ticking.timers.tick().await;
             }
         });
         let serving = {
