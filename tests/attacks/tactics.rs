@@ -211,7 +211,8 @@ impl Front {
     async fn repeat(self: Arc<Self>, attack: &'static Attack, period: Duration, number: usize) {
         let mut stop = self.stop.subscribe();
         // They don't march in step.
-        sleep(STAGGER * u32::try_from(number).unwrap()).await;
+        let full = self.size == attack.size(true);
+        sleep(SPREAD[usize::from(full)] * u32::try_from(number).unwrap() / u32::try_from(self.size).unwrap()).await;
         for turn in 0.. {
             let due = Instant::now() + period;
             self.attempt(attack, number + turn).await;
@@ -234,9 +235,9 @@ impl Front {
     }
 }
 
-/// Between the first attempts of two attackers: that many connections must be possible beside each other, not in one
-/// moment, when the app would have to answer all of them on its own.
-const STAGGER: Duration = Duration::from_micros(250);
+/// Over how long the first attempts of all attackers are spread, in short and in full. That many at once is meant, not that
+/// many in one moment, when the kernel and the app have work for all of them.
+const SPREAD: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(2500)];
 /// Longer than any limit here.
 const BOUND: Duration = Duration::from_secs(20);
 const GET: &str = "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n";
