@@ -14,12 +14,16 @@ use crate::exchange::Exchange;
 use crate::log::Sink;
 use crate::message::forwarding::write_address;
 
-/// What stands before a member's value.
+/// What stands before a member's value: a number, or a string with its first quote.
 macro_rules! key {
     ($name:literal) => {
         concat!(",\"", $name, "\":")
     };
+    ($name:literal, string) => {
+        concat!(",\"", $name, "\":\"")
+    };
 }
+
 /// One worker's access log.
 #[derive(Debug)]
 pub struct Journal {
@@ -92,18 +96,18 @@ impl Journal {
     }
 }
 
-fn write_json(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange, took: Duration) {
+fn write_json(line: &mut Vec<u8>, time: &[u8; TIME_LENGTH], exchange: &Exchange, took: Duration) {
     line.extend_from_slice(b"{\"time\":\"");
     line.extend_from_slice(time);
     line.extend_from_slice(b"\",\"level\":\"INFO\",\"msg\":\"request\"");
     if let Some(request) = &exchange.request {
-        plain(line, key!("method"), method(&request.method));
+        plain(line, key!("method", string), method(&request.method));
         if let Some(host) = &request.host {
-            text(line, key!("host"), host.as_bytes());
+            text(line, key!("host", string), host.as_bytes());
         }
         // Never the query: it holds tokens and addresses.
-        text(line, key!("path"), request.target.path().as_bytes());
-        plain(line, key!("proto"), version(request.version));
+        text(line, key!("path", string), request.target.path().as_bytes());
+        plain(line, key!("proto", string), version(request.version));
     }
     number(line, key!("status"), u64::from(exchange.outcome()));
     milliseconds(line, key!("duration_ms"), took);
@@ -112,25 +116,25 @@ fn write_json(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange, took: Durati
     }
     number(line, key!("bytes_in"), exchange.bytes_in.get());
     number(line, key!("bytes_out"), exchange.bytes_out.get());
-    address(line, key!("client_ip"), exchange.client.get());
-    address(line, key!("peer_ip"), exchange.peer);
+    address(line, key!("client_ip", string), exchange.client.get());
+    address(line, key!("peer_ip", string), exchange.peer);
     if let Some(request) = &exchange.request {
         if let Some(agent) = &request.user_agent {
-            text(line, key!("user_agent"), agent.as_bytes());
+            text(line, key!("user_agent", string), agent.as_bytes());
         }
         if let Some(trace) = &request.trace {
-            text(line, key!("trace_id"), trace_id(trace.as_bytes()));
+            text(line, key!("trace_id", string), trace_id(trace.as_bytes()));
         }
     }
     if let Some(id) = exchange.request_id.get() {
-        text(line, key!("request_id"), id.as_bytes());
+        text(line, key!("request_id", string), id.as_bytes());
     }
-    plain(line, key!("decision"), exchange.decision.get());
+    plain(line, key!("decision", string), exchange.decision.get());
     if !exchange.rule.get().is_empty() {
-        plain(line, key!("host_rule"), exchange.rule.get());
+        plain(line, key!("host_rule", string), exchange.rule.get());
     }
     if let Some(error) = exchange.error.get() {
-        plain(line, key!("error"), error);
+        plain(line, key!("error", string), error);
     }
     line.extend_from_slice(b"}\n");
 }
@@ -165,14 +169,14 @@ fn write_text(line: &mut Vec<u8>, time: &[u8], exchange: &Exchange, took: Durati
 #[inline]
 fn text(line: &mut Vec<u8>, key: &str, value: &[u8]) {
     line.extend_from_slice(key.as_bytes());
-    quoted(line, value);
+    escaped(line, value);
+    line.push(b'"');
 }
 
 /// A value of ours, or a token of HTTP's, which needs no escapes.
 #[inline]
 fn plain(line: &mut Vec<u8>, key: &str, value: &str) {
     line.extend_from_slice(key.as_bytes());
-    line.push(b'"');
     line.extend_from_slice(value.as_bytes());
     line.push(b'"');
 }
@@ -197,44 +201,44 @@ fn digits(line: &mut Vec<u8>, value: u64) {
 fn duration(line: &mut Vec<u8>, value: Duration) {
     // Not through `as_micros`, which divides 128 bits.
     digits(line, value.as_secs().saturating_mul(1_000).saturating_add(u64::from(value.subsec_millis())));
-    line.push(b'.');
-    three_digits(line, value.subsec_micros() % 1_000);
+    let [hundreds, tens, ones] = three_digits(value.subsec_micros() % 1_000);
+    line.extend_from_slice(&[b'.', hundreds, tens, ones]);
 }
 
-fn three_digits(line: &mut Vec<u8>, value: u32) {
-    line.extend_from_slice(&[100, 10, 1].map(|divisor| b'0' + (value / divisor % 10) as u8));
+fn three_digits(value: u32) -> [u8; 3] {
+    [100, 10, 1].map(|divisor| b'0' + (value / divisor % 10) as u8)
 }
 
 #[inline]
 fn address(line: &mut Vec<u8>, key: &str, value: IpAddr) {
     line.extend_from_slice(key.as_bytes());
-    line.push(b'"');
     write_address(line, value);
     line.push(b'"');
 }
 
-/// A JSON string of text that a client chose: capped, escaped, always valid UTF-8.
 fn quoted(line: &mut Vec<u8>, value: &[u8]) {
+    line.push(b'"');
+    escaped(line, value);
+    line.push(b'"');
+}
+
+/// What stands in a JSON string for text that a client chose: capped, escaped, always valid UTF-8.
+fn escaped(line: &mut Vec<u8>, value: &[u8]) {
     let value = &value[..value.len().min(MAX_TEXT)];
     if is_plain(value) {
-        line.push(b'"');
-        line.extend_from_slice(value);
-        line.push(b'"');
-    } else {
-        line.push(b'"');
-        for c in String::from_utf8_lossy(value).chars() {
-            match c {
-                '"' | '\\' => line.extend([b'\\', c as u8]),
-                // Whatever is no visible character in one place: some reader of the log would obey it.
-                c if c != ' ' && c.escape_debug().len() > 1 => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        drop(write!(line, "\\u{unit:04x}"));
-                    }
+        return line.extend_from_slice(value);
+    }
+    for c in String::from_utf8_lossy(value).chars() {
+        match c {
+            '"' | '\\' => line.extend([b'\\', c as u8]),
+            // Whatever is no visible character in one place: some reader of the log would obey it.
+            c if c != ' ' && c.escape_debug().len() > 1 => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    drop(write!(line, "\\u{unit:04x}"));
                 }
-                c => line.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
             }
+            c => line.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
-        line.push(b'"');
     }
 }
 
@@ -281,31 +285,34 @@ fn version(version: Version) -> &'static str {
 }
 
 /// RFC 3339 in UTC with milliseconds. The seconds' text is made once a second.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Clock {
-    second: Cell<u64>,
-    text: Vec<u8>,
+    second: u64,
+    text: [u8; TIME_LENGTH],
 }
 
 impl Clock {
-    fn text(&mut self, now: SystemTime) -> &[u8] {
+    fn text(&mut self, now: SystemTime) -> &[u8; TIME_LENGTH] {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        if self.text.is_empty() || self.second.get() != since.as_secs() {
-            self.second.set(since.as_secs());
-            self.text.clear();
+        if self.second != since.as_secs() {
+            self.second = since.as_secs();
             let whole = UNIX_EPOCH + Duration::from_secs(since.as_secs());
-            drop(write!(self.text, "{}", humantime::format_rfc3339_seconds(whole)));
+            drop(write!(&mut self.text[..SECONDS_LENGTH], "{}", humantime::format_rfc3339_seconds(whole)));
         }
-        self.text.truncate(SECONDS_LENGTH);
-        self.text.push(b'.');
-        three_digits(&mut self.text, since.subsec_millis());
-        self.text.push(b'Z');
+        self.text[SECONDS_LENGTH + 1..][..3].copy_from_slice(&three_digits(since.subsec_millis()));
         &self.text
     }
 }
 
-/// Bytes of `2026-11-22T03:12:04`.
+impl Default for Clock {
+    fn default() -> Self {
+        Self { second: 0, text: *b"1970-01-01T00:00:00.000Z" }
+    }
+}
+
+/// Bytes of `2026-11-22T03:12:04`, and with `.007Z`.
 const SECONDS_LENGTH: usize = 19;
+const TIME_LENGTH: usize = SECONDS_LENGTH + 5;
 /// Bytes; a worker's buffer grows no further.
 const FLUSH_AT: usize = 64 * 1024;
 /// Bytes of one text that a client chose.

@@ -160,13 +160,18 @@ fn judge(name: &str, trusted: bool) -> Judgement {
     };
     if strip
         // WSGI makes `X_Forwarded_For` and `X-Forwarded-For` one variable; nginx drops such names too.
-        || name.as_bytes().contains(&b'_')
+        || has_underscore(name)
         || (!trusted && name.starts_with("x-amzn-") && ALB_ONLY.iter().any(|prefix| name.starts_with(prefix)))
     {
         Judgement::Strip
     } else {
         Judgement::Pass
     }
+}
+
+/// Without a branch a byte, which is quicker than a search: names are short, and nearly none has one.
+fn has_underscore(name: &str) -> bool {
+    name.bytes().filter(|byte| *byte == b'_').count() > 0
 }
 
 /// What an Application Load Balancer writes about the user, the client certificate and the TLS connection.

@@ -206,12 +206,17 @@ pub fn write_address(text: &mut Vec<u8>, address: IpAddr) {
             let mut dotted = [b'.'; LONGEST_V4 + 1];
             let mut length = 0;
             for octet in address.octets() {
-                let digits = [octet / 100, octet / 10 % 10, octet % 10];
-                let leading_zeros = usize::from(octet < 100) + usize::from(octet < 10);
-                for digit in &digits[leading_zeros..] {
+                let mut put = |digit| {
                     dotted[length] = b'0' + digit;
                     length += 1;
+                };
+                if octet > 99 {
+                    put(octet / 100);
                 }
+                if octet > 9 {
+                    put(octet / 10 % 10);
+                }
+                put(octet % 10);
                 length += 1;
             }
             text.extend_from_slice(&dotted[..length - 1]);
