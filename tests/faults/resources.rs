@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{FIRST, GET, Outcome, Row, shown};
 use crate::support::app::{App, hang};
 use crate::support::hostward::{Hostward, LogReader};
+use crate::support::kernel::descriptors;
 use crate::support::metadata::{Metadata, Reply};
 use crate::support::wire::Client;
 use crate::support::{Task, eventually};
@@ -85,6 +86,7 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+const DESCRIPTORS: usize = 40;
 const NOWHERE: (&str, &str) = ("HOSTWARD_BUFFER_DIR", "/nowhere");
 
 fn upload(length: usize) -> String {
@@ -96,7 +98,7 @@ fn upload(length: usize) -> String {
 fn exhausted(app: &App) -> (Hostward, Vec<Client>) {
     let upstream = app.url();
     let hostward = Hostward::start_with_descriptors(
-        40,
+        DESCRIPTORS,
         &[
             ("HOSTWARD_ALLOWED_HOSTS", "www.example.com"),
             ("HOSTWARD_UPSTREAM", &upstream),
@@ -104,8 +106,16 @@ fn exhausted(app: &App) -> (Hostward, Vec<Client>) {
             ("HOSTWARD_THREADS", "1"),
         ],
     );
-    let clients = (0..40).map(|_| Client::connect(hostward.address)).collect();
+    let clients = (0..DESCRIPTORS).map(|_| Client::connect(hostward.address)).collect();
     hostward.line(|line| line["msg"] == "can't accept");
+    // Its check of the app may have had one, and given it back: the next client gets that, after a while.
+    let mut full_since = Instant::now();
+    eventually("no descriptor is left", || {
+        if descriptors(hostward.pid()) < DESCRIPTORS {
+            full_since = Instant::now();
+        }
+        (full_since.elapsed() > Duration::from_millis(300)).then_some(())
+    });
     (hostward, clients)
 }
 

@@ -40,7 +40,7 @@ impl Hostward {
     }
 
     /// The same, with so many file descriptors.
-    pub fn start_with_descriptors(most: u32, settings: &[(&str, &str)]) -> Self {
+    pub fn start_with_descriptors(most: usize, settings: &[(&str, &str)]) -> Self {
         let plain = command(&[], settings);
         let mut limited = Command::new("/bin/sh");
         limited.args(["-c", &format!("ulimit -n {most}; exec \"$0\"")]).arg(plain.get_program());
