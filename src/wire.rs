@@ -33,6 +33,8 @@ pub struct Wire {
     answering: Cell<bool>,
     /// Whether interim responses may still be with TLS.
     unflushed: Cell<bool>,
+    /// Whether the client may have got a part of an interim response, behind which nothing else may come but its rest.
+    interim_begun: Cell<bool>,
     /// Whether the client has closed its side, or asked for more, while its answer is in the making.
     peeked: Cell<Peeked>,
     /// Whether the connection may begin with HTTP/2's preface.
@@ -76,6 +78,7 @@ impl Wire {
             ahead: RefCell::default(),
             answering: Cell::new(false),
             unflushed: Cell::new(false),
+            interim_begun: Cell::new(false),
             peeked: Cell::new(Peeked::Nothing),
             preface: Cell::new(if detect { Preface::Possible } else { Preface::Absent }),
             write_timeout,
@@ -130,21 +133,29 @@ impl Wire {
     ///
     /// When the client's connection is broken.
     pub fn poll_interim(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut interim = self.flight.interim.borrow_mut();
-        if self.flight.is_blocked() && !interim.is_empty() {
-            // The end of the last answer goes first.
-            return Poll::Pending;
-        }
-        while !interim.is_empty() {
-            let written = ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, &interim))?;
-            interim.advance(written);
-            self.unflushed.set(true);
-        }
+        ready!(self.poll_write_interim(cx))?;
         // Not a flush of hyper's: it would not hear that it is done, and wait for ever.
         if self.unflushed.get() && !self.flight.is_blocked() {
             ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_flush(cx))?;
             self.unflushed.set(false);
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when no interim response stands in the way of what hyper writes.
+    fn poll_write_interim(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut interim = self.flight.interim.borrow_mut();
+        while !interim.is_empty() {
+            // The end of the last answer goes first: not into the middle of what hyper has begun to write.
+            if self.flight.is_blocked() && !self.interim_begun.get() {
+                return Poll::Ready(Ok(()));
+            }
+            self.interim_begun.set(true);
+            let written = ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, &interim))?;
+            interim.advance(written);
+            self.unflushed.set(true);
+        }
+        self.interim_begun.set(false);
         Poll::Ready(Ok(()))
     }
 
@@ -154,14 +165,8 @@ impl Wire {
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut Socket>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let mut interim = self.flight.interim.borrow_mut();
-        let mut socket = self.socket.borrow_mut();
-        // Not into the middle of what hyper has begun to write.
-        while !self.flight.is_blocked() && !interim.is_empty() {
-            let written = ready!(Pin::new(&mut *socket).poll_write(cx, &interim))?;
-            interim.advance(written);
-        }
-        write(Pin::new(&mut *socket), cx)
+        ready!(self.poll_write_interim(cx))?;
+        write(Pin::new(&mut *self.socket.borrow_mut()), cx)
     }
 
     /// Ready when the client has left while its answer is in the making.

@@ -1,7 +1,7 @@
 //! One test for each bug that was found, named after what the user saw.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::read_ahead::resident;
@@ -11,7 +11,7 @@ use super::support::hostward::Hostward;
 use super::support::http2;
 use super::support::uwsgi::UwsgiApp;
 use super::support::wire::Client;
-use super::support::{Task, eventually, wire};
+use super::support::{PATIENCE, Task, eventually, wire};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1\r\n\r\nx";
 const GET: [(&str, &str); 4] =
@@ -113,6 +113,29 @@ fn a_flood_of_interim_responses_does_not_fill_the_memory() {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let peak: u64 = peak.trim().trim_end_matches(" kB").trim().parse().unwrap();
     assert!(peak < 60_000, "{peak} kB");
+}
+
+#[test]
+fn an_answer_does_not_begin_within_an_interim_response_that_a_slow_client_has_half_of() {
+    const HINTS: usize = 5_000;
+    let (said, done) = mpsc::channel();
+    let task = Task::start(&[], move |talk| {
+        for number in 0..HINTS {
+            let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: </{number}-{}>\r\n\r\n", "x".repeat(500));
+            if talk.send(hint).is_err() {
+                return Then::Close;
+            }
+        }
+        let then = talk.reply(answer("200 OK", "", "late"));
+        said.send(()).unwrap();
+        then
+    });
+    let mut client = task.client();
+    client.send("GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
+    done.recv_timeout(PATIENCE).unwrap();
+    // More than fits between hostward and a client that doesn't read, so that one of them has been written in part.
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(client.answer().expect(200).text(), "late");
 }
 
 #[test]

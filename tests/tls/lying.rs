@@ -85,7 +85,7 @@ fn the_last_bytes_of_an_answer_are_not_left_lying_for_ever() {
     let address = task.hostward.address;
     // What one connection takes up in the kernel, every one does, within some KiB.
     let (room, _) = settled(&[Lazy::ask(address, 32 << 20)])[0];
-    let clients: Vec<_> = (0..12).map(|step| Lazy::ask(address, room - 28_000 + step * 4000)).collect();
+    let clients: Vec<_> = (0..16).map(|step| Lazy::ask(address, room - 28_000 + step * 4000)).collect();
     let begun = Instant::now();
     let unread = settled(&clients);
     assert!(unread.iter().all(|(_, open)| *open), "{unread:?}");
