@@ -1,0 +1,308 @@
+"""What was measured, as tables and a picture. Nothing here measures, and nothing is typed in by hand."""
+
+import contextlib
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from html import escape
+
+NAMES = {"nginx": "nginx", "control": "the same again", "haproxy": "HAProxy", "tuned": "nginx, 16 buffers of 64 KiB", "hostward": "hostward", "envoy": "Envoy",
+         "caddy": "Caddy", "relay": "TCP relay", "direct": "no proxy", "base": "3 hosts, 9 networks",
+         "hosts": "10,000 hosts", "cidrs": "5,000 trusted networks", "idle": "10,000 idle connections",
+         "one": "one worker", "two": "two workers", "wrk": "wrk", "h2load": "h2load"}
+# Whom the second measurement of the same, which is called `control`, is a repetition of.
+CONTROLLED = {"growth": "base", "workers": "one"}
+STUDIES = ("latency", "memory", "start", "growth", "workers")
+CONNECTIONS = {"c1": 1, "c16": 16, "browser": 64, "c512": 512}
+
+
+def machine():
+    def of(path, key):
+        with open(path) as lines:
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "unknown")
+
+    return {"cpu": of("/proc/cpuinfo", "model name"), "cpus": len(os.sched_getaffinity(0)), "kernel": platform.release(),
+            "memory_gib": round(int(of("/proc/meminfo", "MemTotal").split()[0]) / 2**20),
+            "virtual": "hypervisor" in of("/proc/cpuinfo", "flags")}
+
+
+class Results:
+    """What has been measured on this machine so far; a profile's last run counts."""
+
+    def __init__(self, path):
+        self.path, self.kept = path, {"machine": machine(), "profiles": {}}
+        try:
+            with open(path) as file:
+                before = json.load(file)
+        except FileNotFoundError:
+            return
+        if before["machine"] == self.kept["machine"]:
+            self.kept = before
+
+    def put(self, name, found, versions):
+        found["date"], found["versions"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), versions
+        self.kept["profiles"][name] = found
+        with open(self.path + ".new", "w") as file:
+            json.dump(self.kept, file)
+        os.replace(self.path + ".new", self.path)
+
+
+def middle(turns, key):
+    return statistics.median(turn[key] for turn in turns)
+
+
+def interval(values):
+    """The median and its 95 % interval, by bootstrap."""
+    draw = random.Random(1)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(4000))
+    return statistics.median(values), medians[100], medians[3899]
+
+
+def ratio(of_round, ours, theirs):
+    """CPU time for a request, turn by turn; nginx takes two turns, and counts as their mean."""
+    def cost(peer, turn):
+        both = [peer, "control"] if peer == "nginx" and ours != "control" else [peer]
+        return statistics.mean(of_round[name][turn]["cpu_us"] for name in both)
+
+    return statistics.median(cost(ours, turn) / cost(theirs, turn) for turn in range(len(of_round[ours])))
+
+
+def against(found, theirs, ours="hostward"):
+    """The ratio of two that were measured in the same rounds, with its interval."""
+    return interval([ratio(of_round, ours, theirs) for of_round in found["rounds"]])
+
+
+def added(found, name, share, quantile):
+    """Latency through a proxy less the one without, in microseconds, turn by turn."""
+    return [its[share][quantile] - direct[share][quantile]
+            for of_round in found["rounds"] for its, direct in zip(of_round[name], of_round["direct"])]
+
+
+def tail_against(found, share="0.6", quantile="0.99"):
+    """hostward's added latency in units of the better one's of nginx and HAProxy."""
+    better = min((name for name in ("nginx", "haproxy") if name in found["rounds"][0]),
+                 key=lambda name: statistics.median(added(found, name, share, quantile)))
+    pairs = zip(added(found, "hostward", share, quantile), added(found, better, share, quantile))
+    return interval([ours / theirs for ours, theirs in pairs])
+
+
+def spread(name, found):
+    """How far the same may be from itself: the farther end of the 95 % interval of what ought to be 1."""
+    if name in ("memory", "start"):
+        return None
+    if name == "latency":
+        once, again = (added(found, its, "0.6", "0.99") for its in ("nginx", "control"))
+        same = interval([a / b for a, b in zip(again, once)])
+    else:
+        same = against(found, CONTROLLED.get(name, "nginx"), "control")
+    return max(1 - same[1], same[2] - 1)
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def pair(of):
+    return f"**{of[0]:.2f}**", f"{of[1]:.2f}–{of[2]:.2f}"
+
+
+def section(name, found):
+    """A profile's table, and by what to judge it."""
+    rounds = found["rounds"]
+    there = [peer for peer in NAMES if peer in rounds[0] and peer != "control"]
+
+    def over(peer, key):
+        return statistics.median(of[peer][key] if isinstance(of[peer], dict) else middle(of[peer], key) for of in rounds)
+
+    if name == "latency":
+        head = ["", "rate", "p50 added, µs", "p99 added, µs", "p99.9 added, µs", "p99 in all, µs"]
+        rows = [[NAMES[peer], f"{float(share):.0%}"]
+                + ["" if peer == "direct" else f"{statistics.median(added(found, peer, share, quantile)):.0f}"
+                   for quantile in ("0.5", "0.99", "0.999")]
+                + [f"{statistics.median(turn[share]['0.99'] for of in rounds for turn in of[peer]):.0f}"]
+                for share in ("0.25", "0.6") for peer in there]
+        text = table(head, rows) + (
+            f"\n\nThe rates are shares of the {found['nginx_most']:,.0f} requests a second that nginx took in a closed loop, "
+            f"over 64 connections. hostward's p99 against the better one's: {' '.join(pair(tail_against(found)))}.")
+    elif name == "memory":
+        text = table(["", "MiB at the start", "KiB for each idle connection"],
+                     [[NAMES[peer], f"{over(peer, 'start_kib') / 1024:.1f}", f"{over(peer, 'connection_kib'):.2f}"]
+                      for peer in there])
+    elif name == "start":
+        text = table(["", "ms"], [[NAMES[peer], f"{over(peer, 'ms'):.1f}"] for peer in there])
+    else:
+        base = CONTROLLED.get(name)
+        head = ["", "CPU µs a request", f"against {NAMES[base]}" if base else "hostward against it", "95 %",
+                "requests a second", "its CPU busy", "all processes, µs"]
+        rows = []
+        for peer in there:
+            cells = [NAMES[peer], f"{over(peer, 'cpu_us'):.2f}", "", "", f"{over(peer, 'per_second'):,.0f}",
+                     f"{over(peer, 'busy'):.0%}", f"{over(peer, 'all_us'):.2f}"]
+            if peer == "direct":
+                cells[1] = cells[5] = ""
+            elif peer not in ("hostward", base):
+                cells[2:4] = pair(against(found, base, peer) if base else against(found, peer))
+            rows.append(cells)
+        text = table(head, rows)
+    judged = f"{len(rounds)} rounds"
+    if name not in ("memory", "start"):
+        judged += f" of {found['seconds']:g} s; the same against itself: up to {spread(name, found):.1%} apart"
+    return (f"{text}\n\n{judged}; other processes took {found['others']:.1%} of the CPUs, the hypervisor {found['steal']:.1%}; "
+            f"{found['date']}.\n")
+
+
+def median_of(found, key, peer="hostward"):
+    return interval([of_round[peer][key] for of_round in found["rounds"]])
+
+
+def of_mib(found):
+    return tuple(kib / 1024 for kib in median_of(found, "start_kib"))
+
+
+# What hostward must reach and what it aims at: profile, words, must, goal, the figure.
+GOALS = [
+    ("browser", "CPU a request, browser, against nginx", 0.95, 0.80, lambda found: against(found, "nginx")),
+    ("browser", "the same against HAProxy", 0.90, 0.75, lambda found: against(found, "haproxy")),
+    ("browser", "the same against Envoy", 0.30, 0.25, lambda found: against(found, "envoy")),
+    ("browser", "the same against Caddy", 0.15, 0.10, lambda found: against(found, "caddy")),
+    ("browser", "the same against the TCP relay", 1.5, 1.3, lambda found: against(found, "relay")),
+    ("64k", "64 KiB answers against nginx", 0.60, 0.50, lambda found: against(found, "nginx")),
+    ("1m", "1 MiB answers against nginx", 0.40, 0.30, lambda found: against(found, "nginx")),
+    ("64k", "64 KiB answers against nginx with 16 buffers of 64 KiB", None, None, lambda found: against(found, "tuned")),
+    ("1m", "1 MiB answers against the same", None, None, lambda found: against(found, "tuned")),
+    ("h2c", "HTTP/2 listener against nginx", 0.70, 0.50, lambda found: against(found, "nginx")),
+    ("uwsgi", "uwsgi over a Unix socket against nginx", 1.0, 0.85, lambda found: against(found, "nginx")),
+    ("latency", "added p99 at 60 % load against the better of nginx and HAProxy", 1.0, 0.8, tail_against),
+    ("memory", "memory at the start, MiB", 5, 3, of_mib),
+    ("memory", "an idle connection, KiB", 4, 1, lambda found: median_of(found, "connection_kib")),
+    ("start", "start to first accept, ms", 10, 3, lambda found: median_of(found, "ms")),
+    ("growth", "3 → 10,000 allowed hosts", 1.03, 1.0, lambda found: against(found, "base", "hosts")),
+    ("growth", "9 → 5,000 trusted networks", 1.03, 1.0, lambda found: against(found, "base", "cidrs")),
+    ("growth", "0 → 10,000 idle connections beside the load", 1.05, 1.0, lambda found: against(found, "base", "idle")),
+    ("workers", "the work of two workers, by their CPU time", -1.8, -2.0,
+     lambda found: tuple(-2 / its for its in against(found, "one", "two"))),
+]
+
+
+def goals(profiles):
+    """A figure below zero stands for one that must not be smaller; one without goals is there to be known."""
+    def bound(value):
+        return "" if value is None else f"≤ {value:g}" if value > 0 else f"≥ {-value:g}"
+
+    rows = []
+    for name, words, must, goal, figure in GOALS:
+        cells = [words, bound(must), bound(goal), "", "", "not measured"]
+        with contextlib.suppress(KeyError):
+            its = figure(profiles[name])
+            cells[3:5] = pair((abs(its[0]), *sorted(map(abs, its[1:]))))
+            cells[5] = ("" if must is None else "reaches the goal" if its[0] <= goal else "passes" if its[0] <= must
+                        else "**misses**")
+        rows.append(cells)
+    return table(["hostward", "must", "goal", "measured", "95 %", ""], rows)
+
+
+def write(results, folder, order):
+    """performance.md and its picture."""
+    here, kept = results.kept["machine"], results.kept["profiles"]
+    profiles = {name: kept[name] for name in order if name in kept}
+    versions = {}
+    for found in profiles.values():
+        for name, its in found["versions"].items():
+            versions.setdefault(name, set()).add(its)
+    names = ", ".join(f"{NAMES[name]} {' and '.join(sorted(its))}" for name, its in versions.items())
+    text = [
+        "# Performance",
+        "Made by `tests/bench/run`, which measures, and `tests/bench/run --publish`, which writes this page from what was "
+        "measured. [tests/bench](../tests/bench) has the proxies' settings.",
+        f"On {here['cpus']} CPUs ({here['cpu']}{', a virtual machine' if here['virtual'] else ''}), {here['memory_gib']} GiB, "
+        f"Linux {here['kernel']}: {names}.",
+        "What can be compared are ratios of what one run measured. CPU times change from machine to machine, and requests a "
+        "second say more about the generator, which had "
+        + ("one CPU for itself" if here["cpus"] > 2 else "to share a CPU with the app") + ".",
+        goals(profiles),
+        "![CPU time a request by proxy, by profile and by number of connections, and added latency](performance.svg)",
+        HOW,
+    ]
+    for name, found in profiles.items():
+        text += [f"## `{name}`: {found['title']}", section(name, found)]
+    with open(f"{folder}/performance.md", "w") as file:
+        file.write("\n\n".join(part.strip("\n") for part in text) + "\n")
+    with open(f"{folder}/performance.svg", "w") as file:
+        file.write(picture(profiles))
+
+
+HOW = """\
+## How it is measured
+
+Every proxy has one worker, pinned to a CPU of its own, apart from the app and the generator; an allow-list of hosts and a
+refusal for others; `X-Forwarded-For`, `-Proto`, `-Port`, `-Host`, `X-Real-IP` and `X-Request-Id`; an access log in JSON with
+the same content, into a file in memory; and connections to the app that are kept. Before anything is measured, a request
+and a refused one check this. hostward's metrics are on besides. The TCP relay does nothing of this: it is the floor, and one
+connection to the app for each of the client's is a luxury that no proxy has.
+
+CPU time is the kernel's account of the proxy's processes, and requests are counted by the app. A round starts all proxies
+afresh; then they take turns of half a second, forwards and backwards, so that a machine that is slow for seconds is slow for
+all. A ratio is the median of its turns' and then of the rounds', its interval a bootstrap over rounds. nginx takes part
+twice. Where the interval of nginx against nginx reaches farther than 10 % from 1 there is no result.
+
+Latency is that of an open loop: requests are due at random times, whether or not earlier ones were answered, and latency
+counts from when they were due. It is measured again while other processes take more than 3 % of the CPUs. "Added" is
+what is left after that of the app without a proxy, at the same rate. Memory is the proportional set size of all of a
+proxy's processes; what the kernel holds for sockets is not in it."""
+
+COLOURS = {"hostward": "#1f5fa8", "nginx": "#3a8f4d", "haproxy": "#c2571a", "relay": "#888888"}
+WIDTH, LEFT, ROW, GAP = 900, 290, 20, 56
+
+
+def picture(profiles):
+    """Panels, one below the other."""
+    parts, top = [], GAP
+
+    def text(x, y, words, more=""):
+        parts.append(f'<text x="{x:.0f}" y="{y:.0f}" {more}>{escape(words)}</text>')
+
+    def bars(title, rows, mark=None):
+        """Rows of label, colour, and value with its interval."""
+        nonlocal top
+        if not rows:
+            return
+        text(10, top - 14, title, 'font-weight="bold"')
+        most = max(row[2][-1] for row in rows) * 1.12
+        x = lambda value: LEFT + max(value, 0) / most * (WIDTH - LEFT - 20)
+        for label, colour, value in rows:
+            text(LEFT - 8, top + 13, label, 'text-anchor="end"')
+            parts.append(f'<rect x="{LEFT}" y="{top + 2}" width="{x(value[0]) - LEFT:.1f}" height="{ROW - 5}" fill="{colour}"/>')
+            if len(value) == 3:
+                parts.append(f'<path d="M{x(value[1]):.1f} {top + 9.5}H{x(value[2]):.1f}" stroke="#000000"/>')
+            text(x(value[-1]) + 6, top + 14, f"{value[0]:.2f}" if most < 10 else f"{value[0]:.1f}")
+            top += ROW
+        if mark:
+            parts.append(f'<path d="M{x(mark):.1f} {top - ROW * len(rows) - 4}V{top + 2}" stroke="#000000" stroke-dasharray="4 3"/>')
+        top += GAP
+
+    def costs(name):
+        rounds = profiles[name]["rounds"]
+        return {peer: statistics.median(middle(of[peer], "cpu_us") for of in rounds)
+                for peer in NAMES if peer in rounds[0] and peer not in ("control", "direct")}
+
+    if "browser" in profiles:
+        bars("CPU microseconds a request, a browser's request",
+             [(NAMES[peer], COLOURS.get(peer, "#777777"), (cost,)) for peer, cost in costs("browser").items()])
+    bars("hostward's CPU time for a request in units of nginx's (line: the same)",
+         [(found["title"], COLOURS["hostward"], against(found, "nginx")) for name, found in profiles.items()
+          if name not in STUDIES], 1)
+    bars("CPU microseconds a request by number of connections",
+         [(f"{NAMES[peer]}, {CONNECTIONS[name]}", COLOURS[peer], (costs(name)[peer],)) for name in CONNECTIONS
+          if name in profiles for peer in ("hostward", "nginx", "haproxy", "relay") if peer in costs(name)])
+    if "latency" in profiles:
+        found = profiles["latency"]
+        bars("Added latency in microseconds at 60 % of the rate that nginx can take",
+             [(f"{NAMES[peer]}, p{float(quantile) * 100:g}", COLOURS[peer],
+               (statistics.median(added(found, peer, "0.6", quantile)),))
+              for quantile in ("0.5", "0.99") for peer in COLOURS if peer in found["rounds"][0]])
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" font-family="sans-serif" font-size="12">\n'
+            '<rect width="100%" height="100%" fill="#ffffff"/>\n' + "\n".join(parts) + "\n</svg>\n")
