@@ -277,6 +277,29 @@ fn hostward_takes_another_port_where_the_app_has_8080() {
 }
 
 #[test]
+fn an_app_whose_port_speaks_http2_is_asked_in_http2() {
+    let mut document = task(&[("app", &[50051])]);
+    document["containerDefinitions"][0]["portMappings"][0]["appProtocol"] = json!("grpc");
+    let upstream = |answer: &Answer| settings(&answer.ours()).upstream.to_string();
+    assert_eq!(upstream(&ask(&document.to_string(), &[])), "h2c://127.0.0.1:50051");
+    let answer = ask(&document.to_string(), &["--upstream", "http://127.0.0.1:50051"]);
+    assert_eq!(upstream(&answer), "http://127.0.0.1:50051");
+    assert!(answer.said.contains("--upstream h2c://127.0.0.1:50051"), "{}", answer.said);
+    document["containerDefinitions"][0]["portMappings"][0]["appProtocol"] = json!("http");
+    assert_eq!(upstream(&ask(&document.to_string(), &[])), "http://127.0.0.1:50051");
+}
+
+/// Found by fuzzing.
+#[test]
+fn no_name_in_the_document_obeys_a_terminal() {
+    let mut document = task(&[("app", &[8000])]);
+    document["containerDefinitions"][0]["portMappings"][0]["name"] = json!("ht\u{7f}t\u{202e}p\u{1b}[2J\n");
+    let said = ask(&document.to_string(), &[]).said;
+    assert!(said.contains(r"`ht\u{7f}t\u{202e}p\u{1b}[2J\n`"), "{said}");
+    assert!(!said.contains(['\u{7f}', '\u{202e}', '\u{1b}']), "{said}");
+}
+
+#[test]
 fn bridge_mode_is_wired_with_links() {
     let answer = ask(BRIDGE, &[]);
     let (ours, task) = (answer.ours(), answer.task());

@@ -122,15 +122,21 @@ const CLOSING: &str =
 /// What of a value may stand in a message: the beginning, with nothing in it that a terminal or a reader of
 /// the log would obey (control characters, and those that turn the direction of writing).
 pub fn show(value: &str) -> String {
+    let mut shown = visible(value.chars().take(SHOWN));
+    if value.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// The same for a text of any length.
+pub fn visible(text: impl Iterator<Item = char>) -> String {
     let mut shown = String::new();
-    for c in value.chars().take(SHOWN) {
+    for c in text {
         match c {
             '"' | '\'' | '\\' => shown.push(c),
             _ => shown.extend(c.escape_debug()),
         }
-    }
-    if value.chars().nth(SHOWN).is_some() {
-        shown.push('…');
     }
     shown
 }

@@ -21,7 +21,7 @@ use crate::policy::Rules;
 
 pub use addresses::is_metadata_address;
 pub use load::load;
-pub use mistake::{Mistake, Mistakes, show};
+pub use mistake::{Mistake, Mistakes, show, visible};
 pub use settings::{Default, Group, Kind, SETTINGS, Setting};
 pub use tls::{Pem, Tls};
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::report::Report;
 use super::{NAME, Task};
-use crate::config::show;
+use crate::config::{Protocol, show};
 
 /// What `describe-task-definition` prints and `register-task-definition` doesn't take.
 const READ_ONLY: [&str; 9] = [
@@ -43,6 +43,8 @@ pub(super) struct Published {
     /// The index of its mapping.
     pub(super) at: usize,
     pub(super) port: u16,
+    /// By its `appProtocol`.
+    pub(super) protocol: Protocol,
 }
 
 impl Container {
@@ -62,11 +64,12 @@ pub(super) enum Network {
 
 impl Network {
     /// Where hostward reaches the app.
-    pub(super) fn url(self, app: &str, port: u16) -> String {
-        match self {
-            Self::Awsvpc => format!("http://127.0.0.1:{port}"),
-            Self::Bridge => format!("http://{app}:{port}"),
-        }
+    pub(super) fn url(self, protocol: Protocol, app: &str, port: u16) -> String {
+        let host = match self {
+            Self::Awsvpc => "127.0.0.1",
+            Self::Bridge => app,
+        };
+        format!("{}://{host}:{port}", protocol.scheme())
     }
 }
 
@@ -188,7 +191,9 @@ fn container(at: usize, object: &Map<String, Value>, path: &str) -> Result<Conta
             .ok_or_else(|| format!("{path}containerPort: expected a port from 1 to 65535"))?;
         if tcp {
             occupied.push((port, port));
-            published.push(Published { at: index, port });
+            let protocol = field(mapping, "appProtocol", &path, "text", Value::as_str)?;
+            let http2 = matches!(protocol, Some("http2" | "grpc"));
+            published.push(Published { at: index, port, protocol: if http2 { Protocol::H2c } else { Protocol::Http } });
         }
     }
     let mut environment = Vec::new();

@@ -16,9 +16,9 @@ use serde_json::{Map, Value};
 
 pub use self::arguments::Inject;
 pub(super) use self::arguments::arguments;
-use self::document::{Container, Network};
+use self::document::{Container, Network, Published};
 use self::report::Report;
-use crate::config::{Config, Endpoint, Flags, Loaded, Mistakes, Pem, Source, Sources, Tls, load};
+use crate::config::{Config, Endpoint, Flags, Loaded, Mistakes, Pem, Protocol, Source, Sources, Tls, load, visible};
 
 /// What hostward's container is called.
 const NAME: &str = "hostward";
@@ -53,7 +53,7 @@ fn write(
     match inject(asked, flags, &text) {
         Err(reasons) => {
             for reason in reasons {
-                writeln!(say, "hostward inject: {reason}")?;
+                writeln!(say, "hostward inject: {}", visible(reason.chars()))?;
             }
             Ok(2)
         }
@@ -100,16 +100,17 @@ fn add(
         |variable: &str| sources.list.iter().find(|g| g.setting.variable == variable && g.source != Source::Default);
 
     if says("HOSTWARD_UPSTREAM").is_none() {
+        let url = |published: &Published| network.url(published.protocol, &app.name, published.port);
         let [published] = app.published.as_slice() else {
             let ports: Vec<_> = app.published.iter().map(|published| published.port.to_string()).collect();
             return Err(vec![format!(
                 "container `{}` publishes {}: say which one is the app's, for example --upstream {}",
                 app.name,
                 ports.join(" and "),
-                network.url(&app.name, app.published[0].port),
+                url(&app.published[0]),
             )]);
         };
-        given.push(("HOSTWARD_UPSTREAM".into(), network.url(&app.name, published.port)));
+        given.push(("HOSTWARD_UPSTREAM".into(), url(published)));
     }
     if network == Network::Awsvpc {
         let listen = says("HOSTWARD_LISTEN").and_then(|given| given.value.as_deref());
@@ -133,7 +134,7 @@ fn add(
         return Err(vec![format!(
             "HOSTWARD_UPSTREAM is {}: in bridge mode that is hostward's own container; the app is at {}",
             config.upstream,
-            network.url(&app.name, *port)
+            network.url(config.upstream.protocol, &app.name, *port)
         )]);
     }
     let published = match app.published.as_slice() {
@@ -160,6 +161,13 @@ fn add(
     document::move_mapping(&mut mapping, config.listen.port(), network);
     report.settings(&environment(&sources));
     report.moved(&app.name, published.port, config.listen.port(), &mapping, network);
+    if published.protocol == Protocol::H2c && config.upstream.protocol != Protocol::H2c {
+        report.remains(format!(
+            "the port's appProtocol says HTTP/2, and HOSTWARD_UPSTREAM is {}: if the app has no HTTP/1.1, give --upstream {}",
+            config.upstream,
+            network.url(Protocol::H2c, &app.name, published.port)
+        ));
+    }
     let ours = container::Ours {
         app,
         image: asked.image.as_deref(),

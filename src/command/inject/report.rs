@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 use super::document::Network;
+use crate::config::visible;
 
 /// Two lists of sentences.
 #[derive(Debug, Default)]
@@ -36,9 +37,6 @@ impl Report {
             self.remains(format!(
                 "if Service Connect offers the port `{name}`: its clients name the alias as their `Host`, so that must be in HOSTWARD_ALLOWED_HOSTS"
             ));
-        }
-        if let Some(protocol @ ("http2" | "grpc")) = mapping["appProtocol"].as_str() {
-            self.remains(format!("appProtocol is {protocol}, and this version of hostward doesn't speak HTTP/2"));
         }
     }
 
@@ -97,7 +95,8 @@ impl Report {
             }
             writeln!(out, "{heading}:")?;
             for line in lines {
-                writeln!(out, "  * {line}")?;
+                // Names out of the document are in them.
+                writeln!(out, "  * {}", visible(line.chars()))?;
             }
         }
         Ok(())
