@@ -25,7 +25,10 @@ fuzz_target!(|input: &[u8]| {
     other["Added2031"] = serde_json::json!({ "Networks": [{ "IPv4Addresses": ["192.0.2.1"] }] });
     let other = Document::parse(format!("{other:#}").as_bytes()).expect("an object");
     assert_eq!(other.addresses(), addresses);
-    assert_eq!((other.task_vcpus(), other.task_definition()), (document.task_vcpus(), document.task_definition()));
+    assert_eq!(other.task_definition(), document.task_definition());
+    // serde_json may be a bit off in a number's last digit, and so off once more when it reads what it has written.
+    let vcpus = [other.task_vcpus(), document.task_vcpus()].map(Option::unwrap_or_default);
+    assert!((vcpus[0] - vcpus[1]).abs() <= 1e-12 * vcpus[1], "{vcpus:?}");
 
     if let Some(vcpus) = document.task_vcpus() {
         assert!(vcpus > 0.0 && vcpus.is_finite());
