@@ -45,6 +45,8 @@ pub struct Flight {
 pub enum WaitingFor {
     /// Nothing is timed.
     Nothing,
+    /// The first byte of a request, soon.
+    Pause,
     /// The first byte of a request.
     Request,
     /// The rest of a request head.
@@ -58,10 +60,10 @@ pub enum WaitingFor {
 }
 
 impl Flight {
-    /// Nothing is under way yet.
-    pub fn new(timer: Timer) -> Rc<Self> {
+    /// Nothing is under way yet. `waiting_for` is what the timer is armed for.
+    pub fn new(timer: Timer, waiting_for: WaitingFor) -> Rc<Self> {
         Rc::new(Self {
-            waiting_for: Cell::new(WaitingFor::Nothing),
+            waiting_for: Cell::new(waiting_for),
             timer,
             violation: Cell::new(None),
             under_way: Cell::new(false),
@@ -76,6 +78,11 @@ impl Flight {
         })
     }
 
+    /// The timer, as it is armed.
+    pub fn into_timer(self) -> Timer {
+        self.timer
+    }
+
     /// The timer of the task that polls the exchange.
     pub fn timer(&self) -> &Timer {
         &self.timer
@@ -86,6 +93,11 @@ impl Flight {
         if self.waiting_for.replace(what) != what {
             self.timer.arm(at_most);
         }
+    }
+
+    /// Whether that is what the timer is armed for.
+    pub fn waits_for(&self, what: WaitingFor) -> bool {
+        self.waiting_for.get() == what
     }
 
     /// Starts the time for `what` anew: something of it has come.
@@ -233,7 +245,7 @@ mod tests {
 
     #[test]
     fn only_what_somebody_will_say_was_written_counts_as_unwritten() {
-        let flight = Flight::new(Timers::new().timer());
+        let flight = Flight::new(Timers::new().timer(), WaitingFor::Nothing);
         // An HTTP/2 stream's: a long answer would take up the whole budget, byte by byte, and never give it back.
         flight.hand_out(100);
         assert_eq!(flight.unwritten.get(), 0);

@@ -28,6 +28,21 @@ impl Socket {
         }
     }
 
+    /// Whether a part of what there is to read may have been taken from the kernel: TLS reads whole records, and with
+    /// the last one of the handshake perhaps the first request.
+    pub fn reads_ahead(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Ready when the kernel may have something to read, or the peer has closed.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+            Self::Tls(stream) => stream.get_ref().0.poll_read_ready(cx),
+        }
+    }
+
     /// Tells the peer that this is the end. Only TLS has a word for it (RFC 8446 §6.1, `close_notify`). Not to be called
     /// in the middle of an answer: without the word, the client knows that it hasn't got all of it.
     pub fn say_goodbye(&mut self) {

@@ -31,6 +31,8 @@ pub struct Wire {
     /// Whether hyper has handed a request over and its answer is hyper's business. While it hasn't, what
     /// hyper writes is an error answer of its own, and ours is better.
     answering: Cell<bool>,
+    /// Whether hyper has read all there was, and waits for more.
+    hungry: Cell<bool>,
     /// Whether interim responses may still be with TLS.
     unflushed: Cell<bool>,
     /// Whether the client may have got a part of an interim response, behind which nothing else may come but its rest.
@@ -77,6 +79,7 @@ impl Wire {
             framing: RefCell::new(RequestFraming::new(max_header_size)),
             ahead: RefCell::default(),
             answering: Cell::new(false),
+            hungry: Cell::new(false),
             unflushed: Cell::new(false),
             interim_begun: Cell::new(false),
             peeked: Cell::new(Peeked::Nothing),
@@ -114,6 +117,11 @@ impl Wire {
     /// Whether hyper has got the current request, so that it has been answered, or will be.
     pub fn is_answered(&self) -> bool {
         self.answering.get()
+    }
+
+    /// Whether nothing is on its way: hyper has read all there was, and there was nothing since the last request's end.
+    pub fn is_idle(&self) -> bool {
+        self.hungry.get() && self.framing.borrow().is_untouched() && self.ahead.borrow().is_empty()
     }
 
     /// Whether the current request's body has not been read to its end.
@@ -310,7 +318,9 @@ pub struct WireIo(pub Rc<Wire>);
 
 impl AsyncRead for WireIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_read(cx, buf)
+        let read = self.0.poll_read(cx, buf);
+        self.0.hungry.set(read.is_pending());
+        read
     }
 }
 

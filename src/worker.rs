@@ -21,7 +21,7 @@ use crate::access_log::Journal;
 use crate::answer::Bounds;
 use crate::body::Buffering;
 use crate::config::Config;
-use crate::connection::{LAST_CALL, Server};
+use crate::connection::{LAST_CALL, Parked, Server};
 use crate::drain::Stage;
 use crate::listener::Accepted;
 use crate::log::{Repeats, Sink};
@@ -267,21 +267,38 @@ async fn watch_stage(server: Rc<Server>, mut stage: watch::Receiver<Stage>) {
 fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded, stage: watch::Receiver<Stage>) {
     let server = Rc::clone(server);
     let open = server.proxy.meter.open(Count::Connections, Count::ConnectionsClosed);
+    let Accepted { stream, remote, local, permit } = accepted;
+    // In a box of its own: a connection's task is as large as it ever gets, for as long as it lives.
+    let arrival = Box::pin(arrive(Rc::clone(&server), stream, remote, local, stage));
     spawn_local(async move {
-        let Accepted { mut stream, remote, local, permit } = accepted;
-        let client = tokio::select! {
-            biased;
-            client = client(&server.proxy, &mut stream, remote) => Some(client),
-            () = last_call(stage) => None,
-        };
-        match client {
-            Some(Ok(client)) => server.accept(stream, client, local).await,
-            Some(Err(refusal)) => server.proxy.report_connection(refusal, remote.ip().to_canonical()),
-            // It has not asked for anything.
-            None => {}
+        if let Some(parked) = arrival.await {
+            server.serve(parked).await;
         }
         drop((permit, loaded, open));
     });
+}
+
+/// What comes before a connection's first request: a PROXY header, a handshake. `None` when nothing comes behind it.
+async fn arrive(
+    server: Rc<Server>,
+    mut stream: TcpStream,
+    remote: SocketAddr,
+    local: SocketAddr,
+    stage: watch::Receiver<Stage>,
+) -> Option<Box<Parked>> {
+    let client = tokio::select! {
+        biased;
+        client = client(&server.proxy, &mut stream, remote) => client,
+        // It has not asked for anything.
+        () = last_call(stage) => return None,
+    };
+    match client {
+        Ok(client) => server.accept(stream, client, local).await,
+        Err(refusal) => {
+            server.proxy.report_connection(refusal, remote.ip().to_canonical());
+            None
+        }
+    }
 }
 
 /// The end of the time that a connection without a request has when hostward stops.

@@ -31,6 +31,7 @@ mod http2;
 mod inject;
 mod keep_alive;
 mod metrics;
+mod parked;
 mod probe;
 mod proxy_protocol;
 mod read_ahead;

@@ -1,10 +1,15 @@
 //! One client's HTTP/1.1 connection: hyper in the middle, timeouts and stopping around it, and an answer to
 //! everything that hyper would drop in silence.
+//!
+//! hyper keeps 16 KiB of buffers for a connection, idle or not. So it gets one when there is something to read, and
+//! loses it when nothing has been for [`PAUSE`]: the connection is parked.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use http::StatusCode;
@@ -15,6 +20,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWrite;
 
 use crate::answer;
+use crate::connection::http2::Found;
+use crate::connection::parked::{Life, Parked};
 use crate::connection::{BUFFER, LAST_CALL, Server, linger};
 use crate::drain::Stage;
 use crate::error::Failure;
@@ -26,17 +33,17 @@ use crate::proxy::{Client, Silence};
 use crate::socket::Socket;
 use crate::wire::{Wire, WireIo};
 
-/// How far a connection has come.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Life {
-    /// It has not brought a request.
-    New,
-    /// Nor is there much time left for one.
-    LastCall,
-    Used,
+/// What hyper's part of a connection ends in.
+pub(super) enum After {
+    /// A pause.
+    Parked(Box<Parked>),
+    /// HTTP/2's preface.
+    Preface(Box<Found>),
+    /// The end of the connection.
+    Closed,
 }
 
-/// Why a connection is over.
+/// Why a connection is over, or hyper's part of it.
 enum End {
     /// hyper is done with it.
     Finished(hyper::Result<()>),
@@ -52,24 +59,23 @@ enum End {
     Stopping,
     /// It is an HTTP/2 connection.
     Preface,
+    /// Nothing is on its way in either direction.
+    Idle,
 }
 
 impl Server {
-    /// Serves a connection until it is closed. When `detect` says that it may begin with HTTP/2's preface, and
-    /// it does, the socket is given back with what was read from it.
-    pub(super) async fn serve_http1(
-        &self,
-        socket: Socket,
-        client: &Client,
-        detect: bool,
-    ) -> Option<(Socket, BytesMut)> {
+    /// Serves a connection of which something can be read, until it is idle or closed.
+    pub(super) async fn serve_http1(&self, parked: Box<Parked>) -> After {
         let config = &self.proxy.config;
-        let flight = Flight::new(self.timers.timer());
+        let Parked { socket, remote, local, timer, mut life } = *parked;
+        let client = Client::new(remote, local, config.tls.scheme(), &self.proxy.policy);
+        let flight = Flight::new(timer, WaitingFor::Request);
+        let detect = life != Life::Used;
         let wire = Wire::new(socket, config.max_header_size, flight, config.body_timeout, detect);
         let service = service_fn(|request: http::Request<hyper::body::Incoming>| async {
             wire.begin_exchange();
             let request = request.map(Incoming::Http1);
-            let mut response = self.proxy.handle(client, &wire.flight, request).await?;
+            let mut response = self.proxy.handle(&client, &wire.flight, request).await?;
             if self.stage.get() != Stage::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -81,7 +87,6 @@ impl Server {
             .max_buf_size(config.max_header_size.max(BUFFER))
             .serve_connection(TokioIo::new(WireIo(Rc::clone(&wire))), service);
 
-        let mut life = Life::New;
         let end = poll_fn(|cx| {
             wire.flight.timer().register(cx.waker());
             loop {
@@ -112,8 +117,15 @@ impl Server {
         }
         // Drops the exchange under way, which records it.
         let read = connection.into_parts().read_buf;
-        if matches!(end, End::Preface) {
-            return Rc::into_inner(wire).map(Wire::into_socket);
+        match end {
+            End::Idle => {
+                return Rc::into_inner(wire).map_or(After::Closed, |wire| self.rest(wire, remote, local, life));
+            }
+            End::Preface => {
+                let found = |(socket, early)| After::Preface(Box::new(Found { socket, early, client }));
+                return Rc::into_inner(wire).map(Wire::into_socket).map_or(After::Closed, found);
+            }
+            _ => {}
         }
 
         if let Some((tunnel, recording)) = client.take_tunnel()
@@ -123,7 +135,7 @@ impl Server {
             early.unsplit(wire.take_ahead());
             let cut = || self.stage.get() >= Stage::Closing;
             tunnel.run(&wire, early, &recording.exchange, cut).await;
-            return None;
+            return After::Closed;
         }
         let failure = match end {
             End::Violation(failure) => failure,
@@ -132,21 +144,34 @@ impl Server {
             End::Finished(Err(error)) if error.is_parse() => Failure::Malformed("the request head can't be parsed"),
             End::BrokenBody => return finish(&wire).await,
             End::Finished(_) if wire.is_request_incomplete() => return finish(&wire).await,
-            End::Finished(_) | End::Gone | End::Stopping | End::Overdue(_) | End::Preface => {
+            End::Finished(_) | End::Gone | End::Stopping | End::Overdue(_) | End::Preface | End::Idle => {
                 if whole {
                     wire.socket().say_goodbye();
                 }
                 if matches!(end, End::Overdue(WaitingFor::Client)) {
                     wire.socket().give_up();
                 }
-                return None;
+                return After::Closed;
             }
         };
-        self.answer_unparsed(&wire, client, failure).await;
-        None
+        self.answer_unparsed(&wire, &client, failure).await;
+        After::Closed
     }
 
-    /// Ready when something other than hyper ends the connection.
+    /// Keeps of a connection what it needs while it says nothing.
+    fn rest(&self, wire: Wire, remote: SocketAddr, local: SocketAddr, life: Life) -> After {
+        let flight = Rc::clone(&wire.flight);
+        let goes_on = flight.waits_for(WaitingFor::Request);
+        let (socket, _) = wire.into_socket();
+        // The app may still be taking the last request's body, and somebody be looking at the time.
+        let timer = Rc::into_inner(flight).map_or_else(|| self.timers.timer(), Flight::into_timer);
+        if !goes_on {
+            timer.arm(self.proxy.config.idle_timeout.saturating_sub(PAUSE));
+        }
+        After::Parked(Box::new(Parked { socket, remote, local, timer, life }))
+    }
+
+    /// Ready when something other than hyper ends the connection, or hyper's part of it.
     fn poll_end(&self, wire: &Wire, life: &mut Life, cx: &mut Context<'_>) -> Poll<End> {
         let config = &self.proxy.config;
         if matches!(wire.poll_interim(cx), Poll::Ready(Err(_))) || wire.poll_gone(cx).is_ready() {
@@ -165,7 +190,10 @@ impl Server {
                 _ => Poll::Pending,
             };
         }
-        if let Some(what) = wire.flight.overdue() {
+        let overdue = wire.flight.overdue();
+        if let Some(what) = overdue
+            && what != WaitingFor::Pause
+        {
             return Poll::Ready(End::Overdue(what));
         }
         if wire.flight.is_blocked() {
@@ -184,10 +212,17 @@ impl Server {
                 Life::LastCall => {}
             }
             *life = Life::LastCall;
+        } else if wire.flight.waits_for(WaitingFor::Request) {
+            // What was read was no request, and is no reason to begin the time anew.
+            return if wire.is_idle() { Poll::Ready(End::Idle) } else { Poll::Pending };
+        } else if overdue.is_none() {
+            wire.flight.wait(WaitingFor::Pause, config.idle_timeout.min(PAUSE));
+        } else if config.idle_timeout <= PAUSE {
+            return Poll::Ready(End::Overdue(WaitingFor::Request));
+        } else if wire.is_idle() {
+            return Poll::Ready(End::Idle);
         } else {
-            // A connection that has never said anything has as long as a head may take.
-            let new = *life == Life::New;
-            wire.flight.wait(WaitingFor::Request, if new { config.header_timeout } else { config.idle_timeout });
+            wire.flight.wait(WaitingFor::Request, config.idle_timeout.saturating_sub(PAUSE));
         }
         Poll::Pending
     }
@@ -195,7 +230,7 @@ impl Server {
     /// Answers a client that speaks plain HTTP where TLS is spoken.
     pub(super) async fn refuse_plain(&self, socket: Socket, client: &Client) {
         let config = &self.proxy.config;
-        let flight = Flight::new(self.timers.timer());
+        let flight = Flight::new(self.timers.timer(), WaitingFor::Nothing);
         let wire = Wire::new(socket, config.max_header_size, flight, config.body_timeout, false);
         self.answer_unparsed(&wire, client, Failure::PlainHttp).await;
     }
@@ -225,8 +260,11 @@ fn try_write(wire: &Wire, bytes: &[u8]) -> bool {
         && Pin::new(&mut *socket).poll_flush(&mut idle).is_ready()
 }
 
-/// Closes, and gives nothing back.
-async fn finish(wire: &Wire) -> Option<(Socket, BytesMut)> {
+/// Closes.
+async fn finish(wire: &Wire) -> After {
     linger(|| wire.socket()).await;
-    None
+    After::Closed
 }
+
+/// How long a connection keeps what its next request needs. A busy one shouldn't have to get it anew.
+const PAUSE: Duration = Duration::from_secs(1);

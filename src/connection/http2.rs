@@ -30,6 +30,14 @@ use crate::proxy::Client;
 use crate::pump::Pump;
 use crate::socket::Socket;
 
+/// A connection that has begun with HTTP/2's preface.
+pub(super) struct Found {
+    pub(super) socket: Socket,
+    /// What has been read of it.
+    pub(super) early: BytesMut,
+    pub(super) client: Client,
+}
+
 /// What a connection and its streams share.
 struct Session {
     server: Rc<Server>,
@@ -59,10 +67,11 @@ enum Life {
 }
 
 impl Server {
-    /// Serves a connection until it is closed. `early` is what has been read of it.
-    pub(super) async fn serve_http2(self: &Rc<Self>, socket: Socket, early: BytesMut, client: Client) {
+    /// Serves a connection until it is closed.
+    pub(super) async fn serve_http2(self: &Rc<Self>, found: Box<Found>) {
+        let Found { socket, early, client } = *found;
         let config = &self.proxy.config;
-        let flight = Flight::new(self.timers.timer());
+        let flight = Flight::new(self.timers.timer(), WaitingFor::Nothing);
         let link = Link::new(socket, early, flight, config.body_timeout);
         link.flight.wait(WaitingFor::Head, config.header_timeout);
         let mut builder = h2::server::Builder::new();
@@ -220,7 +229,7 @@ impl Session {
     /// The life of one stream.
     async fn answer(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let proxy = &self.server.proxy;
-        let flight = Flight::new(self.server.timers.timer());
+        let flight = Flight::new(self.server.timers.timer(), WaitingFor::Nothing);
         let is_head = request.method() == Method::HEAD;
         let (head, stream) = request.into_parts();
         let body = Incoming::http2(stream, &head.headers, &flight);

@@ -4,6 +4,7 @@
 mod http1;
 mod http2;
 mod link;
+mod parked;
 
 use std::cell::{Cell, RefMut};
 use std::future::poll_fn;
@@ -14,16 +15,18 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::connection::http1::After;
 use crate::drain::Stage;
 use crate::handshake::Begun;
 use crate::proxy::{Client, Proxy};
 use crate::socket::Socket;
 use crate::timers::Timers;
 use crate::tls::Tls;
+
+pub use parked::Parked;
 
 /// What a worker needs to serve connections.
 #[derive(Debug)]
@@ -38,43 +41,33 @@ pub struct Server {
     pub tls: Option<Tls>,
 }
 
-/// What a client speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// Its first bytes tell.
-    Detect,
-    /// HTTP/1.1 or HTTP/1.0.
-    Http1,
-    /// HTTP/2.
-    Http2,
-}
-
 impl Server {
-    /// Shakes hands where that is to be done, and serves a connection until it is closed.
-    pub async fn accept(self: &Rc<Self>, stream: TcpStream, remote: SocketAddr, local: SocketAddr) {
+    /// Shakes hands where that is to be done. `None` when the connection is over.
+    pub async fn accept(&self, stream: TcpStream, remote: SocketAddr, local: SocketAddr) -> Option<Box<Parked>> {
         match self.begin(stream, remote.ip()).await {
-            Begun::Ready(socket) => self.serve(socket, remote, local, Protocol::Detect).await,
+            Begun::Ready(socket) => Some(self.arrived(socket, remote, local)),
             Begun::Plain(socket) => {
                 let client = Client::new(remote, local, "http", &self.proxy.policy);
                 Box::pin(self.refuse_plain(socket, &client)).await;
+                None
             }
-            Begun::Over => {}
+            Begun::Over => None,
         }
     }
 
-    /// Serves a connection until it is closed.
-    pub async fn serve(self: &Rc<Self>, socket: Socket, remote: SocketAddr, local: SocketAddr, protocol: Protocol) {
-        let client = Client::new(remote, local, self.proxy.config.tls.scheme(), &self.proxy.policy);
-        let (socket, early) = match protocol {
-            Protocol::Http2 => (socket, BytesMut::new()),
-            Protocol::Http1 | Protocol::Detect => {
-                let detect = protocol == Protocol::Detect;
-                let Some(both) = self.serve_http1(socket, &client, detect).await else { return };
-                both
+    /// Serves a connection until it is closed: HTTP/1.1, or HTTP/2 if it begins with that's preface.
+    pub async fn serve(self: &Rc<Self>, mut parked: Box<Parked>) {
+        let mut awake = parked.socket.reads_ahead();
+        while awake || self.park(&mut parked).await {
+            // In boxes of their own, which a connection that is parked doesn't have.
+            match Box::pin(self.serve_http1(parked)).await {
+                After::Parked(again) => parked = again,
+                After::Preface(found) => return Box::pin(self.serve_http2(found)).await,
+                After::Closed => return,
             }
-        };
-        // Boxed, so that an HTTP/1.1 connection doesn't carry its room.
-        Box::pin(self.serve_http2(socket, early, client)).await;
+            awake = false;
+        }
+        parked.socket.say_goodbye();
     }
 }
 

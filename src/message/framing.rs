@@ -109,6 +109,11 @@ impl RequestFraming {
         self.state == State::Start && self.head == 0
     }
 
+    /// Whether nothing at all has been read since the last request, not even an empty line.
+    pub fn is_untouched(&self) -> bool {
+        self.is_between_requests() && self.empty == 0
+    }
+
     /// Whether a head has begun and is not complete.
     pub fn is_in_head(&self) -> bool {
         matches!(self.state, State::Start | State::Fields) && self.head > 0

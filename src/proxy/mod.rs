@@ -74,7 +74,7 @@ pub struct Client {
     /// carry the same one, and whether it is allowed depends on nothing else.
     admitted: RefCell<Option<(Box<[u8]>, Rule)>>,
     /// What the connection becomes once its 101 has been sent.
-    tunnel: RefCell<Option<(Tunnel, Recording)>>,
+    tunnel: RefCell<Option<Box<(Tunnel, Recording)>>>,
 }
 
 /// The connection is to be closed without an answer.
@@ -104,7 +104,7 @@ impl Client {
 
     /// The tunnel that the connection is to become, if any.
     pub fn take_tunnel(&self) -> Option<(Tunnel, Recording)> {
-        self.tunnel.take()
+        self.tunnel.take().map(|both| *both)
     }
 }
 
@@ -128,7 +128,7 @@ impl Proxy {
             Ok(Answer::Switched(response, app, early)) => {
                 recording.exchange.status.set(response.status().as_u16());
                 let tunnel = Tunnel::new(*app, early, self.config.tunnel_idle_timeout);
-                client.tunnel.replace(Some((tunnel, recording)));
+                client.tunnel.replace(Some(Box::new((tunnel, recording))));
                 Ok(response.map(|()| AnswerBody::none()))
             }
             Err(failure) => self.fail(failure, recording),

@@ -13,7 +13,7 @@ use hostward::access_log::Journal;
 use hostward::answer::Bounds;
 use hostward::body::Buffering;
 use hostward::config::{Config, Endpoint, Flags, LogFormat, Protocol, load};
-use hostward::connection::{self, Server};
+use hostward::connection::Server;
 use hostward::drain::Stage;
 use hostward::log::{self, Repeats, Sink};
 use hostward::memory::Budget;
@@ -100,7 +100,7 @@ impl Setup {
             let (server, remote) = (Rc::clone(&server), self.remote);
             spawn_local(async move {
                 let local = LOCAL.parse().expect("an address");
-                server.serve(Socket::Unix(ours), remote, local, connection::Protocol::Detect).await;
+                server.serve(server.arrived(Socket::Unix(ours), remote, local)).await;
             })
         };
 
