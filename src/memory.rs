@@ -1,8 +1,10 @@
-//! One bound on what the whole process keeps of messages that somebody else is too slow for.
+//! One bound on what the whole process keeps of messages that somebody else is too slow for; and the way back to the
+//! kernel of what nobody keeps any more.
 //!
 //! Whoever wants to keep bytes asks first, and gives back by dropping its [`Held`]. It knows nothing of messages.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
@@ -97,6 +99,16 @@ impl Drop for Held {
     }
 }
 
+/// Lets the kernel have what has been free for a while. mimalloc sees to that when it takes or frees a page of its own,
+/// and then only: a process that has become idle would keep for hours what its busiest minute took. So here is a page,
+/// which nobody writes to.
+pub fn give_back() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(PAGE)));
+}
+
+/// How often to give back. mimalloc waits for a second before it thinks that free memory is not needed again.
+pub const GIVE_BACK: Duration = Duration::from_millis(1200);
+
 /// The bound for a container that may use `limit` bytes: a quarter, because the rest is for connections,
 /// heads and the program itself. `None` is no limit.
 pub fn bound(limit: Option<u64>) -> usize {
@@ -112,6 +124,8 @@ pub fn container_limit() -> Option<u64> {
         .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok())
 }
 
+/// Bytes; more than mimalloc puts into one page with anything else.
+const PAGE: usize = 2 << 20;
 /// Bytes. Below this a handful of ordinary uploads would be turned away.
 const LEAST: usize = 8 << 20;
 /// Bytes. The container in front of an app is a small one, also where nobody has said how small.

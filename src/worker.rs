@@ -25,7 +25,7 @@ use crate::connection::{LAST_CALL, Parked, Server};
 use crate::drain::Stage;
 use crate::listener::Accepted;
 use crate::log::{Repeats, Sink};
-use crate::memory::Budget;
+use crate::memory::{self, Budget, GIVE_BACK};
 use crate::metrics::{Count, Metrics};
 use crate::observer::{Observer, Probes};
 use crate::policy::Policy;
@@ -242,14 +242,23 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
     server
 }
 
-/// Ticks while there is anything to time or to flush.
+/// Ticks while there is anything to time or to flush, and sees that free memory is given back.
 async fn keep_time(server: Rc<Server>) {
     let Proxy { journal, upstream, meter, .. } = &server.proxy;
+    let mut given_back = Instant::now();
     loop {
         if server.timers.used() == 0 && journal.is_empty() && upstream.idle() == 0 {
-            server.timers.wait_until_used().await;
+            let used = server.timers.wait_until_used();
+            if tokio::time::timeout(GIVE_BACK, used).await.is_err() {
+                memory::give_back();
+                server.timers.wait_until_used().await;
+            }
         }
         tokio::time::sleep(TICK).await;
+        if given_back.elapsed() >= GIVE_BACK {
+            memory::give_back();
+            given_back = Instant::now();
+        }
         server.timers.tick().await;
         upstream.expire(Instant::now());
         meter.set(Count::AppConnectionsIdle, upstream.unused());

@@ -45,6 +45,12 @@ fn an_idle_connection_holds_no_buffers() {
         client.ask(GET).expect(200);
     }
     is_small("they are small again", 4, before);
+    // What is free reaches the kernel although nothing goes on any more.
+    for client in &mut clients {
+        client.ask(GET).expect(200);
+    }
+    drop((clients, first));
+    is_small("closed connections hold nothing", 3, before);
 }
 
 #[test]
