@@ -1,0 +1,149 @@
+"""What is measured otherwise than by profiles: latency, memory, start, growth, workers."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import document
+from profiles import HOSTS, IDLE, NO_RELAY, PROFILES, PROXIES
+from place import CPUS, LOAD_CPU, Unreadable, WORK, Watch, await_port, end, proportional_kib, spawn
+from proxy import Proxy, missing
+from rounds import Runner, idle_connections, measure
+
+CIDRS = 5_000
+# As many as fit into a variable: the kernel takes 128 KiB.
+MANY_HOSTS = 10_000
+LATENCY_PEERS = ("direct", "nginx", "hostward", "haproxy", "relay", "control")
+# Latency alone is repeated while other processes take more of the CPUs.
+MOST_OTHERS, TRIES = 0.03, 10
+
+
+def variants(place):
+    """hostward with little and with much to look through, and beside connections that are idle."""
+    def ours(idle=0, **settings):
+        return Proxy("hostward", place, dataclasses.replace(PROFILES["browser"], idle=idle), settings=settings)
+
+    networks = [f"10.{at // 128}.{at % 128 * 2}.0/24" for at in range(CIDRS)]
+    names = [f"h{at:04}.ex.com" for at in range(MANY_HOSTS - 1)]
+    return {"base": ours(), "hosts": ours(ALLOWED_HOSTS=",".join(names + HOSTS[:1])),
+            "cidrs": ours(TRUSTED_PROXIES=",".join(networks + ["127.0.0.0/8"])),
+            "idle": ours(idle=IDLE), "control": ours()}
+
+
+def workers(place):
+    def ours(threads):
+        return Proxy("hostward", place, PROFILES["browser"], cpus=set(CPUS[:2]), settings={"THREADS": str(threads)})
+
+    return {"one": ours(1), "two": ours(2), "control": ours(1)}
+
+
+def measure_latency(place, rounds, seconds):
+    """An open loop at a quarter and at 60 % of what nginx can, the same rate for everybody. One after the other
+    instead of in turns: half a second has too few requests for a quantile."""
+    def proxies():
+        return {name: Proxy("nginx" if name == "control" else name, place, PROFILES["browser"])
+                for name in LATENCY_PEERS if name not in missing()}
+
+    with contextlib.ExitStack() as stack:
+        most = Runner("nginx", proxies()["nginx"], stack).turn()["per_second"]
+    print(f"  nginx takes {most:,.0f} requests a second")
+    kept = []
+    for number in range(rounds):
+        with contextlib.ExitStack() as stack:
+            running = [(name, stack.enter_context(proxy)) for name, proxy in proxies().items()]
+            of_round = {name: [] for name, _ in running}
+            for turn in range(2):
+                for name, proxy in running[::1 if turn == 0 else -1]:
+                    of_round[name].append({share: undisturbed(place, [its for _, its in running], lambda: quantiles(
+                        place, proxy, most * float(share), seconds)) for share in ("0.25", "0.6")})
+        kept.append(of_round)
+        print(f"  round {number + 1}, p99 at 60 %: " + "  ".join(
+            f"{document.NAMES[name]} {min(turn['0.6']['0.99'] for turn in turns):.0f}"
+            for name, turns in of_round.items()), flush=True)
+    return {"rounds": kept, "nginx_most": most}
+
+
+def undisturbed(place, running, measurement):
+    """A tail is made by whatever else runs, so the measurement is repeated until hardly anything does."""
+    for _ in range(TRIES):
+        watch = Watch(place, running)
+        found = measurement()
+        others = watch.shares()["others"]
+        if others <= MOST_OTHERS:
+            return found
+        time.sleep(1)
+    raise Unreadable(f"other processes take {others:.0%} of the CPUs")
+
+
+def quantiles(place, proxy, rate, seconds):
+    argv = [f"{WORK}/load", "open", str(proxy.ports["http"]), "64", str(rate), str(seconds), place.request]
+    load = spawn(argv, {LOAD_CPU}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        said, wrong = load.communicate(timeout=seconds + 30)
+    finally:
+        end(load, signal.SIGKILL)
+    if load.returncode:
+        raise Unreadable(f"{proxy.kind} at {rate:.0f} requests a second: {wrong}")
+    return json.loads(said)
+
+
+def measure_memory(place, rounds, _seconds):
+    """Proportional set size: a page that two processes share counts half in each."""
+    kept = []
+    for number in range(rounds):
+        of_round = {}
+        for name in (peer for peer in NO_RELAY if peer not in missing()):
+            plain = PROFILES["browser"]
+            with Proxy(name, place, plain) as proxy:
+                time.sleep(1)
+                at_start = proportional_kib(proxy.pids)
+            with Proxy(name, place, dataclasses.replace(plain, idle=IDLE)) as proxy:
+                time.sleep(1)
+                before = proportional_kib(proxy.pids)
+                with idle_connections(place, proxy):
+                    time.sleep(3)
+                    beside = proportional_kib(proxy.pids)
+            of_round[name] = {"start_kib": at_start, "connection_kib": (beside - before) / IDLE}
+        kept.append(of_round)
+        print(f"  round {number + 1}: " + "  ".join(
+            f"{document.NAMES[name]} {its['start_kib'] / 1024:.1f} MiB + {its['connection_kib']:.2f} KiB"
+            for name, its in of_round.items()), flush=True)
+    return {"rounds": kept}
+
+
+def measure_start(place, rounds, _seconds):
+    """From before the fork to the first connection that is accepted."""
+    kept = []
+    for _ in range(rounds * 3):
+        of_round = {}
+        for name in (peer for peer in PROXIES if peer not in missing()):
+            proxy = Proxy(name, place, PROFILES["browser"])
+            proxy.begin()
+            try:
+                while True:
+                    with socket.socket() as client:
+                        if client.connect_ex(("127.0.0.1", proxy.ports["http"])) == 0:
+                            of_round[name] = {"ms": (time.perf_counter_ns() - proxy.begun) / 1e6}
+                            break
+                    if time.perf_counter_ns() - proxy.begun > 20e9:
+                        raise Unreadable(f"{name} doesn't listen")
+                await_port(proxy.ports["http"], proxy.process)
+            finally:
+                proxy.__exit__()
+        kept.append(of_round)
+    return {"rounds": kept}
+
+
+# What is measured otherwise than by PROFILES: title, and how.
+STUDIES = {
+    "latency": ("latency at fixed rates", measure_latency),
+    "memory": (f"memory, at the start and for each of {IDLE:,} idle connections", measure_memory),
+    "start": ("from start to first accept", measure_start),
+    "growth": ("what many hosts, networks and idle connections cost",
+               lambda place, *much: measure(lambda: variants(place), *much)),
+    "workers": ("two workers", lambda place, *much: measure(lambda: workers(place), *much)),
+}
