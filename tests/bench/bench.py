@@ -58,7 +58,8 @@ def main():
     if len(CPUS) < 2:
         sys.exit("tests/bench/run: one CPU alone can't keep the proxy apart from its clients")
     os.sched_setaffinity(0, {LOAD_CPU})
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if most < DESCRIPTORS and {"idle10k", "memory", "growth"} & set(names):

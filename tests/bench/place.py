@@ -6,7 +6,6 @@ import mmap
 import os
 import re
 import resource
-import shutil
 import signal
 import socket
 import ssl
@@ -58,16 +57,6 @@ def free_port():
         return bound.getsockname()[1]
 
 
-def spawn(argv, cpus, **more):
-    """Starts a program on these CPUs. It inherits them: whatever ran between fork and exec would count as its start."""
-    own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, **more)
-    finally:
-        os.sched_setaffinity(0, own)
-
-
 def end(process, how=signal.SIGTERM):
     if process.poll() is None:
         process.send_signal(how)
@@ -78,6 +67,12 @@ def end(process, how=signal.SIGTERM):
             process.wait()
 
 
+# All that is started is in one process group, which ends with the benchmark, whatever ended that: this shell leads the
+# group, and waits until nothing holds the other end of its input. To a group without a parent, in which something is
+# stopped, the kernel sends SIGHUP first.
+GUARD = 'trap "" HUP; read -r _; rm -rf "$0"; kill -9 0'
+
+
 class Place:
     """A directory of this run's own with the app, its sockets, a certificate and the proxies' logs. In memory where
     that can be had, because a disk would be one more thing that differs between rounds."""
@@ -86,6 +81,7 @@ class Place:
         shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.dir = tempfile.mkdtemp(prefix="hostward-bench-", dir=shm)
         os.chmod(self.dir, 0o755)
+        self.guard = subprocess.Popen(["sh", "-c", GUARD, self.dir], stdin=subprocess.PIPE, process_group=0)
         self.app, self.http, self.uwsgi = free_port(), f"{self.dir}/http", f"{self.dir}/uwsgi"
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
@@ -97,18 +93,28 @@ class Place:
         self.request = f"{self.dir}/request"
         with open(self.request, "wb") as request:
             request.write(request_bytes("GET", "/small", BROWSER))
-        self.origin = spawn([f"{WORK}/origin", f"{self.dir}/count", str(self.app), self.http, self.uwsgi], {ORIGIN_CPU})
+        argv = [f"{WORK}/origin", f"{self.dir}/count", str(self.app), self.http, self.uwsgi]
+        self.origin = self.spawn(argv, {ORIGIN_CPU})
         await_port(self.app, self.origin)
         with open(f"{self.dir}/count", "r+b") as file:
             self.counter = mmap.mmap(file.fileno(), 8)
         return self
 
+    def spawn(self, argv, cpus, **more):
+        """Starts a program on these CPUs, which it inherits: whatever ran between fork and exec (`preexec_fn` takes
+        1.6 ms) would count as its start."""
+        own = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cpus)
+        try:
+            return subprocess.Popen(argv, stdin=subprocess.DEVNULL, process_group=self.guard.pid, **more)
+        finally:
+            os.sched_setaffinity(0, own)
+
     def count(self):
         return struct.unpack("Q", self.counter[:8])[0]
 
     def __exit__(self, *_):
-        end(self.origin)
-        shutil.rmtree(self.dir)
+        self.guard.communicate()
 
 
 def await_port(port, process, seconds=20):

@@ -10,7 +10,7 @@ import tempfile
 import time
 
 from profiles import HOSTS, IDLE
-from place import PROXY_CPU, Unreadable, WORK, ask, await_port, cpu_ns, end, family, free_port, spawn
+from place import PROXY_CPU, Unreadable, WORK, ask, await_port, cpu_ns, end, family, free_port
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HOSTWARD = os.environ.get("HOSTWARD", "")
@@ -70,8 +70,9 @@ class Proxy:
             self.ports = dict.fromkeys(self.ports, self.ports["http"])
         with open(f"{self.dir}/output", "wb") as output, open(self.log, "wb") as log:
             self.begun = time.perf_counter_ns()
-            self.process = spawn(argv, self.cpus, env={**os.environ, **env},
-                                 stdout=log if self.kind == "hostward" else output, stderr=output)
+            self.process = self.place.spawn(
+                argv, self.cpus, env={**os.environ, **env},
+                stdout=log if self.kind == "hostward" else output, stderr=output)
 
     def __enter__(self):
         self.begin()

@@ -9,7 +9,7 @@ import time
 
 import document
 from profiles import HOSTS, IDLE, TUNED
-from place import LOAD_CPU, Unreadable, WORK, cpu_ns, spawn
+from place import LOAD_CPU, Unreadable, WORK, cpu_ns
 from proxy import Proxy, missing
 
 # How long a proxy has the machine at a time, and how long before that it may get going again.
@@ -38,13 +38,13 @@ class Load:
             argv += [part for name, value in profile.head if name != "Host" for part in ("-H", f"{name}: {value}")]
             argv.append(f"http://{HOSTS[0]}{profile.path}")
             # Once it has been stopped it says nothing at its end, so its answers are judged before.
-            said = subprocess.run(argv + ["-n1000"], capture_output=True, text=True).stdout
+            said, _ = place.spawn(argv + ["-n1000"], {LOAD_CPU}, stdout=subprocess.PIPE, text=True).communicate()
             if "status codes: 1000 2xx" not in said:
                 raise Unreadable(f"h2load says:\n{said[-1500:]}")
             argv.append("-D3600")
         else:
             argv = [f"{WORK}/load", "websocket", str(port), str(profile.connections)]
-        self.process = spawn(argv, {LOAD_CPU}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = place.spawn(argv, {LOAD_CPU}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def stop(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -82,7 +82,7 @@ class Load:
 def idle_connections(place, proxy):
     """Connections that have had one answer each, and now say nothing."""
     argv = [f"{WORK}/load", "idle", str(proxy.ports["http"]), str(IDLE), place.request]
-    with spawn(argv, {LOAD_CPU}, stdout=subprocess.PIPE, text=True) as holder:
+    with place.spawn(argv, {LOAD_CPU}, stdout=subprocess.PIPE, text=True) as holder:
         try:
             if holder.stdout.readline() != "idle\n":
                 raise Unreadable(f"{IDLE} connections can't be made idle")

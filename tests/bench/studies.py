@@ -10,7 +10,7 @@ import time
 
 import document
 from profiles import HOSTS, IDLE, NO_RELAY, PROFILES, PROXIES
-from place import CPUS, LOAD_CPU, Unreadable, WORK, Watch, await_port, end, proportional_kib, spawn
+from place import CPUS, LOAD_CPU, Unreadable, WORK, Watch, await_port, end, proportional_kib
 from proxy import Proxy, missing
 from rounds import Runner, idle_connections, measure
 
@@ -81,7 +81,7 @@ def undisturbed(place, running, measurement):
 
 def quantiles(place, proxy, rate, seconds):
     argv = [f"{WORK}/load", "open", str(proxy.ports["http"]), "64", str(rate), str(seconds), place.request]
-    load = spawn(argv, {LOAD_CPU}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    load = place.spawn(argv, {LOAD_CPU}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         said, wrong = load.communicate(timeout=seconds + 30)
     finally:
