@@ -10,8 +10,8 @@ import time
 from html import escape
 
 NAMES = {"nginx": "nginx", "control": "the same again", "haproxy": "HAProxy", "tuned": "nginx, 16 buffers of 64 KiB", "hostward": "hostward", "envoy": "Envoy",
-         "caddy": "Caddy", "relay": "TCP relay", "direct": "no proxy", "base": "3 hosts, 9 networks",
-         "hosts": "10,000 hosts", "cidrs": "5,000 trusted networks", "idle": "10,000 idle connections",
+         "caddy": "Caddy", "relay": "TCP relay", "direct": "no proxy", "base": "1 host, 9 trusted networks",
+         "hosts": "10,000 hosts of 12 characters", "most": "32,000 hosts of 3 characters", "cidrs": "5,000 trusted networks", "idle": "10,000 idle connections",
          "one": "one worker", "two": "two workers", "wrk": "wrk", "h2load": "h2load"}
 # Whom the second measurement of the same, which is called `control`, is a repetition of.
 CONTROLLED = {"growth": "base", "workers": "one"}
@@ -148,11 +148,19 @@ def section(name, found):
                 cells[2:4] = pair(against(found, base, peer) if base else against(found, peer))
             rows.append(cells)
         text = table(head, rows)
+    if name == "growth":
+        text += GROWTH
     judged = f"{len(rounds)} rounds"
     if name not in ("memory", "start"):
         judged += f" of {found['seconds']:g} s; the same against itself: up to {spread(name, found):.1%} apart"
     return (f"{text}\n\n{judged}; other processes took {found['others']:.1%} of the CPUs, the hypervisor {found['steal']:.1%}; "
             f"{found['date']}.\n")
+
+
+GROWTH = """
+
+Every host list has www.example.com last, which is asked for. Lists end where Linux ends them: a setting is one variable
+or argument, which holds 128 KiB. That is 10,000 names of 12 characters, or 32,000 of 3; 100,000 do not fit."""
 
 
 def median_of(found, key, peer="hostward"):
@@ -180,7 +188,9 @@ GOALS = [
     ("memory", "memory at the start, MiB", 5, 3, of_mib),
     ("memory", "an idle connection, KiB", 4, 1, lambda found: median_of(found, "connection_kib")),
     ("start", "start to first accept, ms", 10, 3, lambda found: median_of(found, "ms")),
-    ("growth", "3 → 10,000 allowed hosts", 1.03, 1.0, lambda found: against(found, "base", "hosts")),
+    ("growth", "1 → 10,000 allowed hosts", 1.03, 1.0, lambda found: against(found, "base", "hosts")),
+    ("growth", "1 → 32,000 allowed hosts (100,000 do not fit into a setting)", 1.03, 1.0,
+     lambda found: against(found, "base", "most")),
     ("growth", "9 → 5,000 trusted networks", 1.03, 1.0, lambda found: against(found, "base", "cidrs")),
     ("growth", "0 → 10,000 idle connections beside the load", 1.05, 1.0, lambda found: against(found, "base", "idle")),
     ("workers", "the work of two workers, by their CPU time", -1.8, -2.0,
