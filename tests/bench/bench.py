@@ -23,7 +23,7 @@ import sys
 import document
 from profiles import IDLE, PROFILES
 from place import CPUS, LOAD_CPU, Place, Unreadable, WORK, Watch
-from proxy import missing, versions
+from proxy import build, missing, versions
 from features import check_all
 from rounds import measure, proxies_of
 from studies import STUDIES
@@ -47,6 +47,8 @@ def main():
     asked = parser.parse_args()
     results = document.Results(f"{WORK}/results.json")
     if asked.publish:
+        if why := document.unpublishable(results):
+            sys.exit(f"tests/bench/run: nothing is published: {why}")
         document.write(results, "docs", titles)
         return
     for name in asked.profiles:
@@ -89,7 +91,7 @@ def main():
                 print(f"UNREADABLE, no result: {why} (other processes took {others:.1%} of the CPUs)", flush=True)
                 continue
             found.update(title=titles[name], seconds=seconds, **watch.shares())
-            results.put(name, found, versions())
+            results.put(name, found, versions(), build())
             print(document.section(name, found), flush=True)
     document.write(results, WORK, titles)
     if unreadable:

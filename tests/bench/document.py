@@ -1,6 +1,7 @@
 """What was measured, as tables and a picture. Nothing here measures, and nothing is typed in by hand."""
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -9,12 +10,15 @@ import statistics
 import time
 from html import escape
 
-NAMES = {"nginx": "nginx", "control": "the same again", "haproxy": "HAProxy", "tuned": "nginx, 16 buffers of 64 KiB", "hostward": "hostward", "envoy": "Envoy",
-         "caddy": "Caddy", "relay": "TCP relay", "direct": "no proxy", "base": "1 host, 9 trusted networks",
-         "hosts": "10,000 hosts of 12 characters", "most": "32,000 hosts of 3 characters", "cidrs": "5,000 trusted networks", "idle": "10,000 idle connections",
-         "one": "one worker", "two": "two workers", "wrk": "wrk", "h2load": "h2load"}
+NAMES = {
+    "nginx": "nginx", "control": "the same again", "haproxy": "HAProxy", "tuned": "nginx, 16 buffers of 64 KiB",
+    "hostward": "hostward", "envoy": "Envoy", "caddy": "Caddy", "relay": "TCP relay", "direct": "no proxy",
+    "base": "1 host, 9 trusted networks", "hosts": "10,000 hosts of 12 characters",
+    "most": "32,000 hosts of 3 characters", "cidrs": "5,000 trusted networks",
+    "idle": "10,000 idle connections", "one": "one worker", "two": "two workers", "wrk": "wrk", "h2load": "h2load"}
 # Whom the second measurement of the same, which is called `control`, is a repetition of.
 CONTROLLED = {"growth": "base", "workers": "one"}
+LEAST_ROUNDS = 5
 STUDIES = ("latency", "memory", "start", "growth", "workers")
 CONNECTIONS = {"c1": 1, "c16": 16, "browser": 64, "c512": 512}
 
@@ -24,7 +28,9 @@ def machine():
         with open(path) as lines:
             return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "unknown")
 
-    return {"cpu": of("/proc/cpuinfo", "model name"), "cpus": len(os.sched_getaffinity(0)), "kernel": platform.release(),
+    return {"cpu": of("/proc/cpuinfo", "model name"), "cpus": len(os.sched_getaffinity(0)),
+            "kernel": platform.release(),
+            "system": platform.freedesktop_os_release()["PRETTY_NAME"],
             "memory_gib": round(int(of("/proc/meminfo", "MemTotal").split()[0]) / 2**20),
             "virtual": "hypervisor" in of("/proc/cpuinfo", "flags")}
 
@@ -41,9 +47,11 @@ class Results:
             return
         if before["machine"] == self.kept["machine"]:
             self.kept = before
+        else:
+            print(f"{path} is of another machine: begun anew")
 
-    def put(self, name, found, versions):
-        found["date"], found["versions"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), versions
+    def put(self, name, found, versions, build):
+        found.update(date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), versions=versions, build=build)
         self.kept["profiles"][name] = found
         with open(self.path + ".new", "w") as file:
             json.dump(self.kept, file)
@@ -107,7 +115,8 @@ def table(head, rows):
 
 
 def pair(of):
-    return f"**{of[0]:.2f}**", f"{of[1]:.2f}–{of[2]:.2f}"
+    """A figure and its interval; one that was counted has none."""
+    return f"**{of[0]:.2f}**", f"{of[1]:.2f}–{of[2]:.2f}" if len(of) == 3 else "counted"
 
 
 def section(name, found):
@@ -116,24 +125,32 @@ def section(name, found):
     there = [peer for peer in NAMES if peer in rounds[0] and peer != "control"]
 
     def over(peer, key):
-        return statistics.median(of[peer][key] if isinstance(of[peer], dict) else middle(of[peer], key) for of in rounds)
+        return statistics.median(middle(of[peer], key) for of in rounds)
+
+    def cells(key, unit):
+        of_peers = ([value / unit for value in median_of(found, key, peer)] for peer in there)
+        return [[NAMES[peer], f"{its[0]:.2f}", f"{its[1]:.2f}–{its[2]:.2f}"] for peer, its in zip(there, of_peers)]
 
     if name == "latency":
-        head = ["", "rate", "p50 added, µs", "p99 added, µs", "p99.9 added, µs", "p99 in all, µs"]
-        rows = [[NAMES[peer], f"{float(share):.0%}"]
-                + ["" if peer == "direct" else f"{statistics.median(added(found, peer, share, quantile)):.0f}"
-                   for quantile in ("0.5", "0.99", "0.999")]
-                + [f"{statistics.median(turn[share]['0.99'] for of in rounds for turn in of[peer]):.0f}"]
-                for share in ("0.25", "0.6") for peer in there]
+        head = ["", "rate", "p50 added, µs", "p99 added, µs", "95 %", "p99.9 added, µs", "p99 in all, µs"]
+        rows = []
+        for share, peer in itertools.product(("0.25", "0.6"), there):
+            half, tail, far = ([f"{value:.0f}" for value in interval(added(found, peer, share, quantile))]
+                               for quantile in ("0.5", "0.99", "0.999"))
+            whole = statistics.median(turn[share]["0.99"] for of in rounds for turn in of[peer])
+            its = ["", "", "", ""] if peer == "direct" else [half[0], tail[0], f"{tail[1]}–{tail[2]}", far[0]]
+            rows.append([NAMES[peer], f"{float(share):.0%}", *its, f"{whole:.0f}"])
+        figure, its_interval = pair(tail_against(found))
         text = table(head, rows) + (
-            f"\n\nThe rates are shares of the {found['nginx_most']:,.0f} requests a second that nginx took in a closed loop, "
-            f"over 64 connections. hostward's p99 against the better one's: {' '.join(pair(tail_against(found)))}.")
+            f"\n\nThe rates are shares of the {found['nginx_most']:,.0f} requests a second that nginx took in a closed "
+            f"loop, over 64 connections. hostward's added p99 at 60 % against the better one's of nginx and HAProxy: "
+            f"{figure} ({its_interval}).")
     elif name == "memory":
-        text = table(["", "MiB at the start", "KiB for each idle connection"],
-                     [[NAMES[peer], f"{over(peer, 'start_kib') / 1024:.1f}", f"{over(peer, 'connection_kib'):.2f}"]
-                      for peer in there])
+        both = zip(cells("start_kib", 1024), cells("connection_kib", 1))
+        text = table(["", "MiB at the start", "95 %", "KiB for each idle connection", "95 %"],
+                     [start + connection[1:] for start, connection in both])
     elif name == "start":
-        text = table(["", "ms"], [[NAMES[peer], f"{over(peer, 'ms'):.1f}"] for peer in there])
+        text = table(["", "ms", "95 %"], cells("ms", 1))
     else:
         base = CONTROLLED.get(name)
         head = ["", "CPU µs a request", f"against {NAMES[base]}" if base else "hostward against it", "95 %",
@@ -153,8 +170,8 @@ def section(name, found):
     judged = f"{len(rounds)} rounds"
     if name not in ("memory", "start"):
         judged += f" of {found['seconds']:g} s; the same against itself: up to {spread(name, found):.1%} apart"
-    return (f"{text}\n\n{judged}; other processes took {found['others']:.1%} of the CPUs, the hypervisor {found['steal']:.1%}; "
-            f"{found['date']}.\n")
+    return (f"{text}\n\n{judged}; other processes took {found['others']:.1%} of the CPUs, the hypervisor "
+            f"{found['steal']:.1%}; {found['date']}, hostward {found['build']['digest']}.\n")
 
 
 GROWTH = """
@@ -180,7 +197,8 @@ GOALS = [
     ("browser", "the same against the TCP relay", 1.5, 1.3, lambda found: against(found, "relay")),
     ("64k", "64 KiB answers against nginx", 0.60, 0.50, lambda found: against(found, "nginx")),
     ("1m", "1 MiB answers against nginx", 0.40, 0.30, lambda found: against(found, "nginx")),
-    ("64k", "64 KiB answers against nginx with 16 buffers of 64 KiB", None, None, lambda found: against(found, "tuned")),
+    ("64k", "64 KiB answers against nginx with 16 buffers of 64 KiB", None, None,
+     lambda found: against(found, "tuned")),
     ("1m", "1 MiB answers against the same", None, None, lambda found: against(found, "tuned")),
     ("h2c", "HTTP/2 listener against nginx", 0.70, 0.50, lambda found: against(found, "nginx")),
     ("uwsgi", "uwsgi over a Unix socket against nginx", 1.0, 0.85, lambda found: against(found, "nginx")),
@@ -188,18 +206,21 @@ GOALS = [
     ("memory", "memory at the start, MiB", 5, 3, of_mib),
     ("memory", "an idle connection, KiB", 4, 1, lambda found: median_of(found, "connection_kib")),
     ("start", "start to first accept, ms", 10, 3, lambda found: median_of(found, "ms")),
-    ("growth", "1 → 10,000 allowed hosts", 1.03, 1.0, lambda found: against(found, "base", "hosts")),
-    ("growth", "1 → 32,000 allowed hosts (100,000 do not fit into a setting)", 1.03, 1.0,
+    ("gates", "allocations a request, browser", 12, 4, lambda counted: (counted["browser"]["allocations"],)),
+    ("gates", "the same with a bare head", None, None, lambda counted: (counted["bare"]["allocations"],)),
+    ("growth", "1 → 10,000 allowed hosts", 1.03, None, lambda found: against(found, "base", "hosts")),
+    ("growth", "1 → 32,000 allowed hosts (100,000 do not fit into a setting)", 1.03, None,
      lambda found: against(found, "base", "most")),
-    ("growth", "9 → 5,000 trusted networks", 1.03, 1.0, lambda found: against(found, "base", "cidrs")),
-    ("growth", "0 → 10,000 idle connections beside the load", 1.05, 1.0, lambda found: against(found, "base", "idle")),
-    ("workers", "the work of two workers, by their CPU time", -1.8, -2.0,
+    ("growth", "9 → 5,000 trusted networks", 1.03, None, lambda found: against(found, "base", "cidrs")),
+    ("growth", "0 → 10,000 idle connections beside the load", 1.05, None,
+     lambda found: against(found, "base", "idle")),
+    ("workers", "the work of two workers, by their CPU time", -1.8, None,
      lambda found: tuple(-2 / its for its in against(found, "one", "two"))),
 ]
 
 
 def goals(profiles):
-    """A figure below zero stands for one that must not be smaller; one without goals is there to be known."""
+    """A figure below zero stands for one that must not be smaller; one without bounds is there to be known."""
     def bound(value):
         return "" if value is None else f"≤ {value:g}" if value > 0 else f"≥ {-value:g}"
 
@@ -209,33 +230,83 @@ def goals(profiles):
         with contextlib.suppress(KeyError):
             its = figure(profiles[name])
             cells[3:5] = pair((abs(its[0]), *sorted(map(abs, its[1:]))))
-            cells[5] = ("" if must is None else "reaches the goal" if its[0] <= goal else "passes" if its[0] <= must
-                        else "**misses**")
+            if must is None:
+                cells[5] = ""
+            elif its[0] > must:
+                cells[5] = "**not met**"
+            else:
+                cells[5] = "met" if goal is None else "goal met" if its[0] <= goal else "must met, goal not"
         rows.append(cells)
-    return table(["hostward", "must", "goal", "measured", "95 %", ""], rows)
+    return table(["hostward", "must", "goal", "measured", "95 %", "met or not"], rows)
+
+
+def builds(profiles):
+    """Which profiles were measured with which build of hostward, in words, where there are several."""
+    found = {}
+    for name, its in profiles.items():
+        found.setdefault(its["build"]["digest"], []).append(name)
+    return "; ".join(f"{build}: {', '.join(names)}" for build, names in found.items()) if len(found) > 1 else ""
+
+
+def unpublishable(results):
+    """Why a page of these results would claim what isn't known, or nothing."""
+    profiles = results.kept["profiles"]
+    if not profiles:
+        return "nothing has been measured on this machine"
+    if builds(profiles):
+        return f"several builds of hostward were measured: {builds(profiles)}"
+    hasty = [name for name, found in profiles.items() if len(found["rounds"]) < LEAST_ROUNDS]
+    if hasty:
+        return f"an interval over fewer than {LEAST_ROUNDS} rounds says little: {', '.join(hasty)}"
+    commits = {found["build"]["commit"] for found in profiles.values()}
+    return next((f"hostward was built from {commit}" for commit in commits if not commit.isalnum()), None)
 
 
 def write(results, folder, order):
     """performance.md and its picture."""
     here, kept = results.kept["machine"], results.kept["profiles"]
     profiles = {name: kept[name] for name in order if name in kept}
+    dates = sorted(found["date"] for found in profiles.values())
     versions = {}
     for found in profiles.values():
         for name, its in found["versions"].items():
             versions.setdefault(name, set()).add(its)
-    names = ", ".join(f"{NAMES[name]} {' and '.join(sorted(its))}" for name, its in versions.items())
     text = [
         "# Performance",
-        "Made by `tests/bench/run`, which measures, and `tests/bench/run --publish`, which writes this page from what was "
-        "measured. [tests/bench](../tests/bench) has the proxies' settings.",
-        f"On {here['cpus']} CPUs ({here['cpu']}{', a virtual machine' if here['virtual'] else ''}), {here['memory_gib']} GiB, "
-        f"Linux {here['kernel']}: {names}.",
-        "What can be compared are ratios of what one run measured. CPU times change from machine to machine, and requests a "
-        "second say more about the generator, which had "
-        + ("one CPU for itself" if here["cpus"] > 2 else "to share a CPU with the app") + ".",
-        goals(profiles),
-        "![CPU time a request by proxy, by profile and by number of connections, and added latency](performance.svg)",
+        "Made by `tests/bench/run`, which measures, and `tests/bench/run --publish`, which writes this page from what "
+        "was measured. [tests/bench](../tests/bench) has the proxies' settings.",
+        table(["measured", ""], [
+            ["when", " to ".join(dict.fromkeys((dates[0], dates[-1])))],
+            ["machine", f"{here['cpus']} CPUs ({here['cpu']}{', a virtual machine' if here['virtual'] else ''}), "
+                        f"{here['memory_gib']} GiB, {here['system']}, Linux {here['kernel']}"],
+            *[[NAMES[name], ", ".join(sorted(its))] for name, its in versions.items()]]),
+    ]
+    if builds(profiles):
+        text.append(f"**Several builds of hostward were measured:** {builds(profiles)}.")
+    absent = [name for name in order if name not in profiles]
+    if absent:
+        text.append(f"Not measured: {', '.join(absent)}.")
+    with open("tests/gates/expected.json") as file:
+        counted = json.load(file)
+    text += [
+        "What can be compared are ratios of what one run measured. CPU times change from machine to machine, and "
+        "requests a second say more about the generator, which had "
+        + ("one CPU for itself" if here["cpus"] > 2 else "to share a CPU with the app")
+        + ". A ratio below 1 says that hostward needs less.",
+        "The bounds are what this project set itself.",
+        goals({**profiles, "gates": counted["per request"]}),
+        "Judged by the median: where a bound lies within the interval, another run may judge otherwise.",
+        "![CPU time a request by proxy and profile, and added latency](performance.svg)",
         HOW,
+        REPEAT,
+        "## What a request needs, counted",
+        table(["", "instructions", "allocations", "system calls"], [
+            [name, f"{its['instructions']:,}", f"{its['allocations']:.0f}", f"{its['system calls']:.0f}"]
+            for name, its in counted["per request"].items()]),
+        f"Instructions are those in user space, with {counted['made with']}. `tests/gates/run` counts with valgrind "
+        "and strace, and CI fails where a figure has become more than 3 % worse than in "
+        "[expected.json](../tests/gates/expected.json), which this table is taken from. These kinds of request are the "
+        "gates' own: `browser` has 20 fields here too, and all come one after the other on one connection.",
     ]
     for name, found in profiles.items():
         text += [f"## `{name}`: {found['title']}", section(name, found)]
@@ -245,27 +316,41 @@ def write(results, folder, order):
         file.write(picture(profiles))
 
 
+REPEAT = """\
+## To repeat it
+
+In a checkout of the commit above, with what the first lines of [tests/bench/run](../tests/bench/run) name:
+
+```
+tests/bench/run              # everything: an hour
+tests/bench/run browser tls  # some profiles
+tests/bench/run --publish    # writes this page
+tests/gates/run              # what a request needs, counted
+```"""
+
 HOW = """\
 ## How it is measured
 
-Every proxy has one worker, pinned to a CPU of its own, apart from the app and the generator; an allow-list of hosts and a
-refusal for others; `X-Forwarded-For`, `-Proto`, `-Port`, `-Host`, `X-Real-IP` and `X-Request-Id`; an access log in JSON with
-the same content, into a file in memory; and connections to the app that are kept. Before anything is measured, a request
-and a refused one check this. hostward's metrics are on besides. The TCP relay does nothing of this: it is the floor, and one
-connection to the app for each of the client's is a luxury that no proxy has.
+Every proxy has one worker, pinned to a CPU of its own, apart from the app and the generator; an allow-list of hosts
+and a refusal for others; `X-Forwarded-For`, `-Proto`, `-Port`, `-Host`, `X-Real-IP` and `X-Request-Id`; an access log
+in JSON with the same content, into a file in memory; and connections to the app that are kept. Before anything is
+measured, a request and a refused one check this. hostward's metrics are on besides. The TCP relay does nothing of
+this: it is the floor, and one connection to the app for each of the client's is a luxury that no proxy has.
 
-CPU time is the kernel's account of the proxy's processes, and requests are counted by the app. A round starts all proxies
-afresh; then they take turns of half a second, forwards and backwards, so that a machine that is slow for seconds is slow for
-all. A ratio is the median of its turns' and then of the rounds', its interval a bootstrap over rounds. nginx takes part
-twice. Where the interval of nginx against nginx reaches farther than 10 % from 1 there is no result.
+CPU time is the kernel's account of the proxy's processes, and requests are counted by the app. A round starts all
+proxies afresh; then they take turns of half a second, forwards and backwards, so that a machine that is slow for
+seconds is slow for all. A ratio is the median of its turns' and then of the rounds', its interval a bootstrap over
+rounds. nginx takes part twice. Where the interval of nginx against nginx reaches farther than 10 % from 1 there is no
+result.
 
-Latency is that of an open loop: requests are due at random times, whether or not earlier ones were answered, and latency
-counts from when they were due. It is measured again while other processes take more than 3 % of the CPUs. "Added" is
-what is left after that of the app without a proxy, at the same rate. Memory is the proportional set size of all of a
-proxy's processes; what the kernel holds for sockets is not in it."""
+Latency is that of an open loop: requests are due at random times, whether or not earlier ones were answered, and
+latency counts from when they were due. It is measured again, and so is the start, while other processes take more than
+3 % of the CPUs. "Added" is what is left after that of the app without a proxy, at the same rate. Memory is the
+proportional set size of all of a proxy's processes; what the kernel holds for sockets is not in it. The start is timed
+from before the fork."""
 
 COLOURS = {"hostward": "#1f5fa8", "nginx": "#3a8f4d", "haproxy": "#c2571a", "relay": "#888888"}
-WIDTH, LEFT, ROW, GAP = 900, 290, 20, 56
+WIDTH, LABELS, ROW, GAP = 960, 320, 20, 56
 
 
 def picture(profiles):
@@ -275,44 +360,53 @@ def picture(profiles):
     def text(x, y, words, more=""):
         parts.append(f'<text x="{x:.0f}" y="{y:.0f}" {more}>{escape(words)}</text>')
 
-    def bars(title, rows, mark=None):
+    def bars(title, rows, mark=0, left=0, width=WIDTH, labels=LABELS):
         """Rows of label, colour, and value with its interval."""
         nonlocal top
         if not rows:
             return
-        text(10, top - 14, title, 'font-weight="bold"')
-        most = max(row[2][-1] for row in rows) * 1.12
-        x = lambda value: LEFT + max(value, 0) / most * (WIDTH - LEFT - 20)
+        text(left + 10, top - 14, title, 'font-weight="bold"')
+        most, zero = max(mark, *(row[2][-1] for row in rows)) * 1.12, left + labels
+        x = lambda value: zero + max(value, 0) / most * (width - labels - 40)
         for label, colour, value in rows:
-            text(LEFT - 8, top + 13, label, 'text-anchor="end"')
-            parts.append(f'<rect x="{LEFT}" y="{top + 2}" width="{x(value[0]) - LEFT:.1f}" height="{ROW - 5}" fill="{colour}"/>')
+            text(zero - 8, top + 13, label, 'text-anchor="end"')
+            size = f'width="{x(value[0]) - zero:.1f}" height="{ROW - 5}"'
+            parts.append(f'<rect x="{zero}" y="{top + 2}" {size} fill="{colour}"/>')
             if len(value) == 3:
                 parts.append(f'<path d="M{x(value[1]):.1f} {top + 9.5}H{x(value[2]):.1f}" stroke="#000000"/>')
             text(x(value[-1]) + 6, top + 14, f"{value[0]:.2f}" if most < 10 else f"{value[0]:.1f}")
             top += ROW
         if mark:
-            parts.append(f'<path d="M{x(mark):.1f} {top - ROW * len(rows) - 4}V{top + 2}" stroke="#000000" stroke-dasharray="4 3"/>')
+            line = f"M{x(mark):.1f} {top - ROW * len(rows) - 4}V{top + 2}"
+            parts.append(f'<path d="{line}" stroke="#000000" stroke-dasharray="4 3"/>')
         top += GAP
 
     def costs(name):
         rounds = profiles[name]["rounds"]
-        return {peer: statistics.median(middle(of[peer], "cpu_us") for of in rounds)
+        return {peer: (statistics.median(middle(of[peer], "cpu_us") for of in rounds),)
                 for peer in NAMES if peer in rounds[0] and peer not in ("control", "direct")}
 
-    if "browser" in profiles:
-        bars("CPU microseconds a request, a browser's request",
-             [(NAMES[peer], COLOURS.get(peer, "#777777"), (cost,)) for peer, cost in costs("browser").items()])
+    by_peer = [name for name in profiles if name not in STUDIES]
     bars("hostward's CPU time for a request in units of nginx's (line: the same)",
-         [(found["title"], COLOURS["hostward"], against(found, "nginx")) for name, found in profiles.items()
-          if name not in STUDIES], 1)
-    bars("CPU microseconds a request by number of connections",
-         [(f"{NAMES[peer]}, {CONNECTIONS[name]}", COLOURS[peer], (costs(name)[peer],)) for name in CONNECTIONS
+         [(profiles[name]["title"], COLOURS["hostward"], against(profiles[name], "nginx")) for name in by_peer], 1)
+    for two in itertools.zip_longest(by_peer[::2], by_peer[1::2]):
+        begin, ends = top, []
+        for column, name in enumerate(filter(None, two)):
+            top = begin
+            bars(f"CPU µs a request: {profiles[name]['title']}",
+                 [(NAMES[peer], COLOURS.get(peer, "#777777"), cost) for peer, cost in costs(name).items()],
+                 left=column * WIDTH // 2, width=WIDTH // 2, labels=LABELS // 2 + 20)
+            ends.append(top)
+        top = max(ends)
+    bars("CPU µs a request by number of connections",
+         [(f"{NAMES[peer]}, {CONNECTIONS[name]}", COLOURS[peer], costs(name)[peer]) for name in CONNECTIONS
           if name in profiles for peer in ("hostward", "nginx", "haproxy", "relay") if peer in costs(name)])
     if "latency" in profiles:
         found = profiles["latency"]
-        bars("Added latency in microseconds at 60 % of the rate that nginx can take",
+        bars("Added latency in µs at 60 % of the rate that nginx can take",
              [(f"{NAMES[peer]}, p{float(quantile) * 100:g}", COLOURS[peer],
-               (statistics.median(added(found, peer, "0.6", quantile)),))
+               interval(added(found, peer, "0.6", quantile)))
               for quantile in ("0.5", "0.99") for peer in COLOURS if peer in found["rounds"][0]])
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" font-family="sans-serif" font-size="12">\n'
-            '<rect width="100%" height="100%" fill="#ffffff"/>\n' + "\n".join(parts) + "\n</svg>\n")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}"'
+    return (f'{head} font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="#ffffff"/>\n'
+            + "\n".join(parts) + "\n</svg>\n")

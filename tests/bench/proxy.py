@@ -1,6 +1,7 @@
 """The proxies: which can be had, how each is configured and started."""
 
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from profiles import HOSTS, IDLE
 from place import PROXY_CPU, Unreadable, WORK, ask, await_port, cpu_ns, end, family, free_port
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-HOSTWARD = os.environ.get("HOSTWARD", "")
+HOSTWARD = f"{WORK}/hostward"
 
 
 def envoy_program():
@@ -22,10 +23,17 @@ def envoy_program():
 
 def missing():
     """The proxies that can't be had here, and why."""
-    found = {"hostward": HOSTWARD and os.access(HOSTWARD, os.X_OK), "envoy": envoy_program()}
+    found = {"hostward": os.access(HOSTWARD, os.X_OK), "envoy": envoy_program()}
     for name in ("nginx", "haproxy", "caddy"):
         found[name] = shutil.which(name)
     return [name for name, path in found.items() if not path]
+
+
+def build():
+    """Which hostward this is. Its version alone doesn't say that."""
+    with open(HOSTWARD, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return {"digest": digest, "commit": os.environ["COMMIT"]}
 
 
 def versions():
@@ -35,7 +43,8 @@ def versions():
         return match.group(1) if match else "unknown"
 
     their = {
-        "hostward": lambda: first(r"hostward ([\d.]+)", HOSTWARD, "--version"),
+        "hostward": lambda: "{}, built from {commit}: {digest}".format(
+            first(r"hostward ([\d.]+)", HOSTWARD, "--version"), **build()),
         "nginx": lambda: first(r"nginx/([\d.]+)", "nginx", "-v"),
         "haproxy": lambda: first(r"version ([\d.]+)", "haproxy", "-v"),
         "envoy": lambda: first(r"version: \w+/([\d.]+)", envoy_program(), "--version"),

@@ -21,7 +21,7 @@ CIDRS = 5_000
 # and so many of 3 characters; 100,000 don't.
 MANY_HOSTS, MOST_HOSTS = 10_000, 32_000
 LATENCY_PEERS = ("direct", "nginx", "hostward", "haproxy", "relay", "control")
-# Latency alone is repeated while other processes take more of the CPUs.
+# Latency and start are repeated while other processes take more of the CPUs.
 MOST_OTHERS, TRIES = 0.03, 10
 
 
@@ -74,7 +74,7 @@ def measure_latency(place, rounds, seconds):
 
 
 def undisturbed(place, running, measurement):
-    """A tail is made by whatever else runs, so the measurement is repeated until hardly anything does."""
+    """A tail, and a start, are made by whatever else runs: the measurement is repeated until hardly anything does."""
     for _ in range(TRIES):
         watch = Watch(place, running)
         found = measurement()
@@ -148,7 +148,8 @@ def measure_start(place, rounds, _seconds):
 STUDIES = {
     "latency": ("latency at fixed rates", measure_latency),
     "memory": (f"memory, at the start and for each of {IDLE:,} idle connections", measure_memory),
-    "start": ("from start to first accept", measure_start),
+    "start": ("from start to first accept",
+              lambda place, *much: undisturbed(place, (), lambda: measure_start(place, *much))),
     "growth": ("what many hosts, networks and idle connections cost",
                lambda place, *much: measure(lambda: variants(place), *much)),
     "workers": ("two workers", lambda place, *much: measure(lambda: workers(place), *much)),
