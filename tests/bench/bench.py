@@ -10,8 +10,9 @@ rounds. Two nginx take part: how much these two differ is what a difference betw
 anything.
 
 The parts, each of which uses only those before it: `profiles`, what is sent to whom; `place`, CPUs and processes;
-`proxy`, how a proxy is configured and started; `features`, that all do the same; `document`, what was measured as
-tables and a picture; `rounds`, CPU time; `studies`, what is measured otherwise; and this, the command line.
+`proxy`, how a proxy is configured and started; `features`, that all do the same; `figures`, what was measured, and
+its ratios and intervals; `rounds`, CPU time; `studies`, what is measured otherwise; `picture` and `document`, the page;
+and this, the command line.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import signal
 import sys
 
 import document
+from figures import NAMES, Results, spread
 from profiles import IDLE, PROFILES
 from place import CPUS, LOAD_CPU, Place, Unreadable, WORK, Watch
 from proxy import build, missing, versions
@@ -45,7 +47,7 @@ def main():
     parser.add_argument("--seconds", type=float, help="for how long each is measured in a round")
     parser.add_argument("--publish", action="store_true", help="measure nothing, and write docs/performance.md")
     asked = parser.parse_args()
-    results = document.Results(f"{WORK}/results.json")
+    results = Results(f"{WORK}/results.json")
     if asked.publish:
         if why := document.unpublishable(results):
             sys.exit(f"tests/bench/run: nothing is published: {why}")
@@ -69,7 +71,7 @@ def main():
     if {"hostward", "nginx"} & set(missing()):
         sys.exit("tests/bench/run: without hostward and nginx there is nothing to compare")
     for name in missing():
-        print(f"left out: {document.NAMES[name]}, which is not installed")
+        print(f"left out: {NAMES[name]}, which is not installed")
 
     unreadable, checked = [], set()
     with Place() as place:
@@ -82,9 +84,9 @@ def main():
                 else:
                     check_all(place, PROFILES[name], checked)
                     found = measure(lambda: proxies_of(place, PROFILES[name]), rounds, seconds)
-                spread = document.spread(name, found)
-                if spread is not None and spread > MOST_SPREAD:
-                    raise Unreadable(f"two that are the same are up to {spread:.1%} apart")
+                apart = spread(name, found)
+                if apart is not None and apart > MOST_SPREAD:
+                    raise Unreadable(f"two that are the same are up to {apart:.1%} apart")
             except Unreadable as why:
                 unreadable.append(name)
                 others = watch.shares()["others"]

@@ -1,112 +1,14 @@
-"""What was measured, as tables and a picture. Nothing here measures, and nothing is typed in by hand."""
+"""What was measured, as a page of tables and a picture. Nothing here measures, and no figure is typed in by hand."""
 
 import contextlib
 import itertools
 import json
-import os
-import platform
-import random
 import statistics
-import time
-from html import escape
 
-NAMES = {
-    "nginx": "nginx", "control": "the same again", "haproxy": "HAProxy", "tuned": "nginx, 16 buffers of 64 KiB",
-    "hostward": "hostward", "envoy": "Envoy", "caddy": "Caddy", "relay": "TCP relay", "direct": "no proxy",
-    "base": "1 host, 9 trusted networks", "hosts": "10,000 hosts of 12 characters",
-    "most": "32,000 hosts of 3 characters", "cidrs": "5,000 trusted networks",
-    "idle": "10,000 idle connections", "one": "one worker", "two": "two workers", "wrk": "wrk", "h2load": "h2load"}
-# Whom the second measurement of the same, which is called `control`, is a repetition of.
-CONTROLLED = {"growth": "base", "workers": "one"}
+from figures import CONTROLLED, NAMES, added, against, interval, median_of, middle, of_mib, spread, tail_against
+from picture import picture
+
 LEAST_ROUNDS = 5
-STUDIES = ("latency", "memory", "start", "growth", "workers")
-CONNECTIONS = {"c1": 1, "c16": 16, "browser": 64, "c512": 512}
-
-
-def machine():
-    def of(path, key):
-        with open(path) as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "unknown")
-
-    return {"cpu": of("/proc/cpuinfo", "model name"), "cpus": len(os.sched_getaffinity(0)),
-            "kernel": platform.release(),
-            "system": platform.freedesktop_os_release()["PRETTY_NAME"],
-            "memory_gib": round(int(of("/proc/meminfo", "MemTotal").split()[0]) / 2**20),
-            "virtual": "hypervisor" in of("/proc/cpuinfo", "flags")}
-
-
-class Results:
-    """What has been measured on this machine so far; a profile's last run counts."""
-
-    def __init__(self, path):
-        self.path, self.kept = path, {"machine": machine(), "profiles": {}}
-        try:
-            with open(path) as file:
-                before = json.load(file)
-        except FileNotFoundError:
-            return
-        if before["machine"] == self.kept["machine"]:
-            self.kept = before
-        else:
-            print(f"{path} is of another machine: begun anew")
-
-    def put(self, name, found, versions, build):
-        found.update(date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), versions=versions, build=build)
-        self.kept["profiles"][name] = found
-        with open(self.path + ".new", "w") as file:
-            json.dump(self.kept, file)
-        os.replace(self.path + ".new", self.path)
-
-
-def middle(turns, key):
-    return statistics.median(turn[key] for turn in turns)
-
-
-def interval(values):
-    """The median and its 95 % interval, by bootstrap."""
-    draw = random.Random(1)
-    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(4000))
-    return statistics.median(values), medians[100], medians[3899]
-
-
-def ratio(of_round, ours, theirs):
-    """CPU time for a request, turn by turn; nginx takes two turns, and counts as their mean."""
-    def cost(peer, turn):
-        both = [peer, "control"] if peer == "nginx" and ours != "control" else [peer]
-        return statistics.mean(of_round[name][turn]["cpu_us"] for name in both)
-
-    return statistics.median(cost(ours, turn) / cost(theirs, turn) for turn in range(len(of_round[ours])))
-
-
-def against(found, theirs, ours="hostward"):
-    """The ratio of two that were measured in the same rounds, with its interval."""
-    return interval([ratio(of_round, ours, theirs) for of_round in found["rounds"]])
-
-
-def added(found, name, share, quantile):
-    """Latency through a proxy less the one without, in microseconds, turn by turn."""
-    return [its[share][quantile] - direct[share][quantile]
-            for of_round in found["rounds"] for its, direct in zip(of_round[name], of_round["direct"])]
-
-
-def tail_against(found, share="0.6", quantile="0.99"):
-    """hostward's added latency in units of the better one's of nginx and HAProxy."""
-    better = min((name for name in ("nginx", "haproxy") if name in found["rounds"][0]),
-                 key=lambda name: statistics.median(added(found, name, share, quantile)))
-    pairs = zip(added(found, "hostward", share, quantile), added(found, better, share, quantile))
-    return interval([ours / theirs for ours, theirs in pairs])
-
-
-def spread(name, found):
-    """How far the same may be from itself: the farther end of the 95 % interval of what ought to be 1."""
-    if name in ("memory", "start"):
-        return None
-    if name == "latency":
-        once, again = (added(found, its, "0.6", "0.99") for its in ("nginx", "control"))
-        same = interval([a / b for a, b in zip(again, once)])
-    else:
-        same = against(found, CONTROLLED.get(name, "nginx"), "control")
-    return max(1 - same[1], same[2] - 1)
 
 
 def table(head, rows):
@@ -178,16 +80,6 @@ GROWTH = """
 
 Every host list has www.example.com last, which is asked for. Lists end where Linux ends them: a setting is one variable
 or argument, which holds 128 KiB. That is 10,000 names of 12 characters, or 32,000 of 3; 100,000 do not fit."""
-
-
-def median_of(found, key, peer="hostward"):
-    return interval([of_round[peer][key] for of_round in found["rounds"]])
-
-
-def of_mib(found):
-    return tuple(kib / 1024 for kib in median_of(found, "start_kib"))
-
-
 # What hostward must reach and what it aims at: profile, words, must, goal, the figure.
 GOALS = [
     ("browser", "CPU a request, browser, against nginx", 0.95, 0.80, lambda found: against(found, "nginx")),
@@ -327,7 +219,6 @@ tests/bench/run browser tls  # some profiles
 tests/bench/run --publish    # writes this page
 tests/gates/run              # what a request needs, counted
 ```"""
-
 HOW = """\
 ## How it is measured
 
@@ -348,65 +239,3 @@ latency counts from when they were due. It is measured again, and so is the star
 3 % of the CPUs. "Added" is what is left after that of the app without a proxy, at the same rate. Memory is the
 proportional set size of all of a proxy's processes; what the kernel holds for sockets is not in it. The start is timed
 from before the fork."""
-
-COLOURS = {"hostward": "#1f5fa8", "nginx": "#3a8f4d", "haproxy": "#c2571a", "relay": "#888888"}
-WIDTH, LABELS, ROW, GAP = 960, 320, 20, 56
-
-
-def picture(profiles):
-    """Panels, one below the other."""
-    parts, top = [], GAP
-
-    def text(x, y, words, more=""):
-        parts.append(f'<text x="{x:.0f}" y="{y:.0f}" {more}>{escape(words)}</text>')
-
-    def bars(title, rows, mark=0, left=0, width=WIDTH, labels=LABELS):
-        """Rows of label, colour, and value with its interval."""
-        nonlocal top
-        if not rows:
-            return
-        text(left + 10, top - 14, title, 'font-weight="bold"')
-        most, zero = max(mark, *(row[2][-1] for row in rows)) * 1.12, left + labels
-        x = lambda value: zero + max(value, 0) / most * (width - labels - 40)
-        for label, colour, value in rows:
-            text(zero - 8, top + 13, label, 'text-anchor="end"')
-            size = f'width="{x(value[0]) - zero:.1f}" height="{ROW - 5}"'
-            parts.append(f'<rect x="{zero}" y="{top + 2}" {size} fill="{colour}"/>')
-            if len(value) == 3:
-                parts.append(f'<path d="M{x(value[1]):.1f} {top + 9.5}H{x(value[2]):.1f}" stroke="#000000"/>')
-            text(x(value[-1]) + 6, top + 14, f"{value[0]:.2f}" if most < 10 else f"{value[0]:.1f}")
-            top += ROW
-        if mark:
-            line = f"M{x(mark):.1f} {top - ROW * len(rows) - 4}V{top + 2}"
-            parts.append(f'<path d="{line}" stroke="#000000" stroke-dasharray="4 3"/>')
-        top += GAP
-
-    def costs(name):
-        rounds = profiles[name]["rounds"]
-        return {peer: (statistics.median(middle(of[peer], "cpu_us") for of in rounds),)
-                for peer in NAMES if peer in rounds[0] and peer not in ("control", "direct")}
-
-    by_peer = [name for name in profiles if name not in STUDIES]
-    bars("hostward's CPU time for a request in units of nginx's (line: the same)",
-         [(profiles[name]["title"], COLOURS["hostward"], against(profiles[name], "nginx")) for name in by_peer], 1)
-    for two in itertools.zip_longest(by_peer[::2], by_peer[1::2]):
-        begin, ends = top, []
-        for column, name in enumerate(filter(None, two)):
-            top = begin
-            bars(f"CPU µs a request: {profiles[name]['title']}",
-                 [(NAMES[peer], COLOURS.get(peer, "#777777"), cost) for peer, cost in costs(name).items()],
-                 left=column * WIDTH // 2, width=WIDTH // 2, labels=LABELS // 2 + 20)
-            ends.append(top)
-        top = max(ends)
-    bars("CPU µs a request by number of connections",
-         [(f"{NAMES[peer]}, {CONNECTIONS[name]}", COLOURS[peer], costs(name)[peer]) for name in CONNECTIONS
-          if name in profiles for peer in ("hostward", "nginx", "haproxy", "relay") if peer in costs(name)])
-    if "latency" in profiles:
-        found = profiles["latency"]
-        bars("Added latency in µs at 60 % of the rate that nginx can take",
-             [(f"{NAMES[peer]}, p{float(quantile) * 100:g}", COLOURS[peer],
-               interval(added(found, peer, "0.6", quantile)))
-              for quantile in ("0.5", "0.99") for peer in COLOURS if peer in found["rounds"][0]])
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}"'
-    return (f'{head} font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="#ffffff"/>\n'
-            + "\n".join(parts) + "\n</svg>\n")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-import document
+from figures import NAMES, middle
 from profiles import HOSTS, IDLE, TUNED
 from place import LOAD_CPU, Unreadable, WORK, cpu_ns
 from proxy import Proxy, missing
@@ -158,6 +158,6 @@ def measure(proxies, rounds, seconds):
     for number in range(rounds):
         kept.append(one_round(proxies(), seconds))
         print(f"  round {number + 1}: " + "  ".join(
-            f"{document.NAMES[name]} {document.middle(turns, 'cpu_us'):.2f}" for name, turns in kept[-1].items()
+            f"{NAMES[name]} {middle(turns, 'cpu_us'):.2f}" for name, turns in kept[-1].items()
             if name != "direct"), flush=True)
     return {"rounds": kept}

@@ -10,7 +10,7 @@ import string
 import subprocess
 import time
 
-import document
+from figures import NAMES
 from profiles import HOSTS, IDLE, NO_RELAY, PROFILES, PROXIES
 from place import CPUS, LOAD_CPU, Unreadable, WORK, Watch, await_port, end, proportional_kib
 from proxy import Proxy, missing
@@ -68,7 +68,7 @@ def measure_latency(place, rounds, seconds):
                         place, proxy, most * float(share), seconds)) for share in ("0.25", "0.6")})
         kept.append(of_round)
         print(f"  round {number + 1}, p99 at 60 %: " + "  ".join(
-            f"{document.NAMES[name]} {min(turn['0.6']['0.99'] for turn in turns):.0f}"
+            f"{NAMES[name]} {min(turn['0.6']['0.99'] for turn in turns):.0f}"
             for name, turns in of_round.items()), flush=True)
     return {"rounds": kept, "nginx_most": most}
 
@@ -116,7 +116,7 @@ def measure_memory(place, rounds, _seconds):
             of_round[name] = {"start_kib": at_start, "connection_kib": (beside - before) / IDLE}
         kept.append(of_round)
         print(f"  round {number + 1}: " + "  ".join(
-            f"{document.NAMES[name]} {its['start_kib'] / 1024:.1f} MiB + {its['connection_kib']:.2f} KiB"
+            f"{NAMES[name]} {its['start_kib'] / 1024:.1f} MiB + {its['connection_kib']:.2f} KiB"
             for name, its in of_round.items()), flush=True)
     return {"rounds": kept}
 
