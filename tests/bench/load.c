@@ -2,11 +2,11 @@
  *
  *   load open PORT CONNECTIONS RATE SECONDS REQUEST_FILE
  *     An open loop: requests are due at random times (Poisson, the same ones in every run) whether or not earlier ones
- *     have been answered, and latency counts from when a request was due. One that finds no free connection waits, and its
- *     wait counts. The first 0.3 s are left out. Prints quantiles in microseconds, as JSON.
+ *     have been answered, and latency counts from when a request was due. One that finds no free connection waits, and
+ *     its wait counts. The first 0.3 s are left out. Prints quantiles in microseconds, as JSON.
  *   load websocket PORT CONNECTIONS
- *     A closed loop: every connection sends a text message of 32 bytes, waits for its echo, and sends the next one, until
- *     SIGTERM. Prints how many echoes came.
+ *     A closed loop: every connection sends a text message of 32 bytes, waits for its echo, and sends the next one,
+ *     until SIGTERM. Prints how many echoes came.
  *   load idle PORT CONNECTIONS REQUEST_FILE
  *     Every connection gets one answer. Then it prints "idle" and says nothing on any of them, until it is killed. */
 #define _GNU_SOURCE

@@ -107,7 +107,8 @@ static void answer(struct connection *c, const char *path, size_t length, const 
   c->out_left = strlen(c->out);
 }
 
-/* Each of these takes one message off the front of `in` and returns its length, 0 when it isn't whole, -1 when it is none. */
+/* Each of these takes one message off the front of `in` and returns its length, 0 when it isn't whole, -1 when it is
+ * none. */
 
 static ssize_t take_http(struct connection *c) {
   char *end = memmem(c->in, c->have, "\r\n\r\n", 4);
