@@ -95,7 +95,8 @@ def main():
             found.update(title=titles[name], seconds=seconds, **watch.shares())
             results.put(name, found, versions(), build())
             print(document.section(name, found), flush=True)
-    document.write(results, WORK, titles)
+    if results.kept["profiles"]:
+        document.write(results, WORK, titles)
     if unreadable:
         sys.exit(f"tests/bench/run: no result for {', '.join(unreadable)}")
 

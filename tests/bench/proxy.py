@@ -43,7 +43,7 @@ def versions():
         return match.group(1) if match else "unknown"
 
     their = {
-        "hostward": lambda: "{}, built from {commit}: {digest}".format(
+        "hostward": lambda: "{}, built from {commit} (SHA-256 {digest}…)".format(
             first(r"hostward ([\d.]+)", HOSTWARD, "--version"), **build()),
         "nginx": lambda: first(r"nginx/([\d.]+)", "nginx", "-v"),
         "haproxy": lambda: first(r"version ([\d.]+)", "haproxy", "-v"),
