@@ -65,10 +65,10 @@ def interval(values):
 
 
 def ratio(of_round, ours, theirs):
-    """CPU time for a request, turn by turn; nginx takes two turns, and counts as their mean."""
+    """CPU time for a request, turn by turn; what is measured twice counts as the mean of both."""
     def cost(peer, turn):
-        both = [peer, "control"] if peer == "nginx" and ours != "control" else [peer]
-        return statistics.mean(of_round[name][turn]["cpu_us"] for name in both)
+        twice = peer in ("nginx", *CONTROLLED.values()) and ours != "control"
+        return statistics.mean(of_round[name][turn]["cpu_us"] for name in ([peer, "control"] if twice else [peer]))
 
     return statistics.median(cost(ours, turn) / cost(theirs, turn) for turn in range(len(of_round[ours])))
 
