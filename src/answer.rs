@@ -1,10 +1,12 @@
 //! Answers on their way to the client: the app's, relayed, and hostward's own. Whichever it is, the
 //! exchange's record is closed when the body has ended, or was dropped.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -239,6 +241,26 @@ impl Drop for AnswerBody {
         self.end((!complete).then_some(Failure::ClientGone.token()));
     }
 }
+
+/// The `Date` of an answer that has none (RFC 9110 §6.6.1). Made once a second.
+pub fn date() -> HeaderValue {
+    DATE.with_borrow_mut(|(made, text)| {
+        let now = SystemTime::now();
+        let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if *made != second {
+            *made = second;
+            *text = HeaderValue::from_maybe_shared(Bytes::from(httpdate::fmt_http_date(now))).unwrap_or(NO_DATE);
+        }
+        text.clone()
+    })
+}
+
+thread_local! {
+    static DATE: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, NO_DATE)) };
+}
+
+/// What no date's text needs; it saves an `unwrap`.
+const NO_DATE: HeaderValue = HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT");
 
 /// Bytes of an answer that is taken whole, whether the client takes it or not.
 const SMALL: u64 = 64 * 1024;

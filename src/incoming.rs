@@ -1,4 +1,4 @@
-//! A client's request body as it comes in: hyper's or an HTTP/2 stream's, with the same reasons when it
+//! A client's request body as it comes in: whole, hyper's or an HTTP/2 stream's, with the same reasons when it
 //! breaks off.
 
 use std::io;
@@ -18,6 +18,8 @@ use crate::flight::Flight;
 /// A request body on its way in.
 #[derive(Debug)]
 pub enum Incoming {
+    /// All of it, come with its head.
+    Read(Bytes),
     /// Of an HTTP/1.1 connection.
     Http1(hyper::body::Incoming),
     /// Of an HTTP/2 stream.
@@ -50,6 +52,10 @@ impl Body for Incoming {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match &mut *self {
+            Self::Read(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
             Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(|error| why(&error)),
             Self::Http2(body) => body.poll_frame(cx),
         }
@@ -57,6 +63,7 @@ impl Body for Incoming {
 
     fn is_end_stream(&self) -> bool {
         match self {
+            Self::Read(bytes) => bytes.is_empty(),
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.stream.is_end_stream(),
         }
@@ -64,6 +71,7 @@ impl Body for Incoming {
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Read(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) if body.stream.is_end_stream() => SizeHint::with_exact(0),
             Self::Http2(body) => body.length.map_or_else(SizeHint::default, SizeHint::with_exact),

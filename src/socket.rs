@@ -28,6 +28,18 @@ impl Socket {
         }
     }
 
+    /// Whether the peer has sent nothing that waits to be read, and not closed either. If it has, a byte of it is lost.
+    pub fn is_quiet(&self) -> bool {
+        // What is known may be out of date, so that only a read tells.
+        let nothing = |read: io::Result<usize>| read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        self.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending()
+            || match self {
+                Self::Tcp(stream) => nothing(stream.try_read(&mut [0])),
+                Self::Unix(stream) => nothing(stream.try_read(&mut [0])),
+                Self::Tls(_) => false,
+            }
+    }
+
     /// Whether a part of what there is to read may have been taken from the kernel: TLS reads whole records, and with
     /// the last one of the handshake perhaps the first request.
     pub fn reads_ahead(&self) -> bool {

@@ -1,4 +1,4 @@
-//! The client's connection, between the socket and hyper.
+//! The client's connection, between the socket and hyper, or who stands in for it where a request is plain.
 //!
 //! hyper reads and writes through [`WireIo`]; everybody else who has a word in the connection's life (the
 //! timers, the proxy, the connection's own loop) shares its [`Wire`]. What it relies on: hyper's server with
@@ -112,6 +112,19 @@ impl Wire {
     /// Whether any of the next request has been read.
     pub fn has_request_begun(&self) -> bool {
         !self.framing.borrow().is_between_requests() || !self.ahead.borrow().is_empty()
+    }
+
+    /// Whether what was read last was a request's end.
+    pub fn is_request_complete(&self) -> bool {
+        self.framing.borrow().is_between_requests()
+    }
+
+    /// What was read last is to be read again, and the request begins with it.
+    pub fn take_back(&self, read: &[u8]) {
+        self.framing.borrow_mut().reset();
+        let mut ahead = self.ahead.borrow_mut();
+        let rest = std::mem::replace(&mut *ahead, BytesMut::from(read));
+        ahead.unsplit(rest);
     }
 
     /// Whether hyper has got the current request, so that it has been answered, or will be.

@@ -232,6 +232,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
             refusals: Arc::clone(&shared.refusals),
             recent: Arc::clone(&shared.recent),
             bounds: Bounds { read_ahead: config.buffer_responses, budget: shared.budget.clone() },
+            plain: true,
         },
         timers: Timers::new(),
         stage: Cell::new(*shared.stage.borrow()),

@@ -83,6 +83,15 @@ impl RequestBody {
         Self(Content::Streamed(None, Streamed { incoming, pace: Pace { exchange, flight, limits } }))
     }
 
+    /// All of it, if it is there already.
+    pub fn whole(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Content::Empty => Some(&[]),
+            Content::Read(bytes) => Some(bytes),
+            Content::Streamed(..) | Content::Whole(..) | Content::Spooled(..) => None,
+        }
+    }
+
     /// Makes the head say how long the body is, once that is known. A length has no trailers after it.
     pub fn write_framing(&self, headers: &mut HeaderMap) {
         match (&self.0, self.size_hint().exact()) {

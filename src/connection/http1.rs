@@ -1,27 +1,28 @@
-//! One client's HTTP/1.1 connection: hyper in the middle, timeouts and stopping around it, and an answer to
-//! everything that hyper would drop in silence.
+//! One client's HTTP/1.1 connection: plain requests, hyper for the others, timeouts and stopping around both, and an
+//! answer to everything that hyper would drop in silence.
 //!
-//! hyper keeps 16 KiB of buffers for a connection, idle or not. So it gets one when there is something to read, and
-//! loses it when nothing has been for [`PAUSE`]: the connection is parked.
+//! hyper keeps 16 KiB of buffers for a connection, idle or not. So a connection gets it with a request that isn't plain,
+//! and loses it after the answer; and when nothing has come for [`PAUSE`], it loses the rest: it is parked.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::StatusCode;
 use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWrite;
 
-use crate::answer;
+use crate::answer::{self, AnswerBody};
 use crate::connection::http2::Found;
 use crate::connection::parked::{Life, Parked};
+use crate::connection::plain::Served;
 use crate::connection::{BUFFER, LAST_CALL, Server, linger};
 use crate::drain::Stage;
 use crate::error::Failure;
@@ -47,6 +48,8 @@ pub(super) enum After {
 enum End {
     /// hyper is done with it.
     Finished(hyper::Result<()>),
+    /// An answer breaks off.
+    Broken,
     /// The request's framing is broken, and nobody has answered it.
     Violation(Failure),
     /// The framing of a body is broken whose request has been answered.
@@ -72,51 +75,67 @@ impl Server {
         let flight = Flight::new(timer, WaitingFor::Request);
         let detect = life != Life::Used;
         let wire = Wire::new(socket, config.max_header_size, flight, config.body_timeout, detect);
-        let service = service_fn(|request: http::Request<hyper::body::Incoming>| async {
-            wire.begin_exchange();
-            let request = request.map(Incoming::Http1);
-            let mut response = self.proxy.handle(&client, &wire.flight, request).await?;
-            if self.stage.get() != Stage::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Silence>(response)
-        });
-        let mut connection = http1::Builder::new()
-            .half_close(true)
-            // The wire has counted the head already; hyper has to be able to hold what it admits.
-            .max_buf_size(config.max_header_size.max(BUFFER))
-            .serve_connection(TokioIo::new(WireIo(Rc::clone(&wire))), service);
-
-        let end = poll_fn(|cx| {
-            wire.flight.timer().register(cx.waker());
-            loop {
-                if let Poll::Ready(outcome) = Pin::new(&mut connection).poll(cx) {
-                    return Poll::Ready(End::Finished(outcome));
+        let (end, whole, read) = {
+            let hyper = || {
+                let service = |request: Request<_>| self.answer(&client, &wire, request.map(Incoming::Http1));
+                http1::Builder::new()
+                    .half_close(true)
+                    // The wire has counted the head already; hyper has to be able to hold what it admits.
+                    .max_buf_size(config.max_header_size.max(BUFFER))
+                    .serve_connection(TokioIo::new(WireIo(Rc::clone(&wire))), service_fn(service))
+            };
+            let mut plain = pin!(self.serve_plain(&client, &wire));
+            let mut connection = (!self.proxy.plain).then(hyper);
+            let end = poll_fn(|cx| {
+                wire.flight.timer().register(cx.waker());
+                loop {
+                    match &mut connection {
+                        None => match plain.as_mut().poll(cx) {
+                            Poll::Ready(Served::Other) => {
+                                connection = Some(hyper());
+                                continue;
+                            }
+                            Poll::Ready(Served::All) => return Poll::Ready(End::Finished(Ok(()))),
+                            Poll::Ready(Served::Broken) => return Poll::Ready(End::Broken),
+                            Poll::Pending => {}
+                        },
+                        Some(hyper) => {
+                            if let Poll::Ready(outcome) = Pin::new(hyper).poll(cx) {
+                                return Poll::Ready(End::Finished(outcome));
+                            }
+                            let quiet = !wire.flight.is_under_way() && !wire.flight.is_blocked() && wire.is_idle();
+                            if quiet && self.proxy.plain {
+                                connection = None;
+                                plain.set(self.serve_plain(&client, &wire));
+                                continue;
+                            }
+                        }
+                    }
+                    if !wire.flight.is_to_be_asked_again() {
+                        break;
+                    }
                 }
-                if !wire.flight.is_to_be_asked_again() {
-                    break;
+                if wire.flight.is_blocked() {
+                    wire.flight.poll_read_ahead(cx);
                 }
+                if wire.is_answered() {
+                    life = Life::Used;
+                }
+                self.poll_end(&wire, &mut life, cx)
+            })
+            .await;
+            // Before the exchange under way is dropped: what a client has got half of must not look whole.
+            let whole = match end {
+                End::Finished(Ok(())) | End::Overdue(WaitingFor::Request) => true,
+                End::Stopping => !wire.flight.is_under_way(),
+                _ => false,
+            };
+            if matches!(end, End::Stopping) {
+                wire.flight.cut();
             }
-            if wire.flight.is_blocked() {
-                wire.flight.poll_read_ahead(cx);
-            }
-            if wire.is_answered() {
-                life = Life::Used;
-            }
-            self.poll_end(&wire, &mut life, cx)
-        })
-        .await;
-        // Before the exchange under way is dropped: what a client has got half of must not look whole.
-        let whole = match end {
-            End::Finished(Ok(())) | End::Overdue(WaitingFor::Request) => true,
-            End::Stopping => !wire.flight.is_under_way(),
-            _ => false,
+            // With this block goes the exchange under way, which is recorded.
+            (end, whole, connection.map(|connection| connection.into_parts().read_buf).unwrap_or_default())
         };
-        if matches!(end, End::Stopping) {
-            wire.flight.cut();
-        }
-        // Drops the exchange under way, which records it.
-        let read = connection.into_parts().read_buf;
         match end {
             End::Idle => {
                 return Rc::into_inner(wire).map_or(After::Closed, |wire| self.rest(wire, remote, local, life));
@@ -144,7 +163,7 @@ impl Server {
             End::Finished(Err(error)) if error.is_parse() => Failure::Malformed("the request head can't be parsed"),
             End::BrokenBody => return finish(&wire).await,
             End::Finished(_) if wire.is_request_incomplete() => return finish(&wire).await,
-            End::Finished(_) | End::Gone | End::Stopping | End::Overdue(_) | End::Preface | End::Idle => {
+            End::Finished(_) | End::Broken | End::Gone | End::Stopping | End::Overdue(_) | End::Preface | End::Idle => {
                 if whole {
                     wire.socket().say_goodbye();
                 }
@@ -156,6 +175,21 @@ impl Server {
         };
         self.answer_unparsed(&wire, &client, failure).await;
         After::Closed
+    }
+
+    /// Answers one request, whoever has read it.
+    pub(super) async fn answer(
+        &self,
+        client: &Client,
+        wire: &Wire,
+        request: Request<Incoming>,
+    ) -> Result<Response<AnswerBody>, Silence> {
+        wire.begin_exchange();
+        let mut response = self.proxy.handle(client, &wire.flight, request).await?;
+        if self.stage.get() != Stage::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
     }
 
     /// Keeps of a connection what it needs while it says nothing.

@@ -6,17 +6,17 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
-use http::header::{self, HeaderValue};
+use http::header;
 use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body::Body;
 use tokio::task::spawn_local;
 
-use crate::answer::AnswerBody;
+use crate::answer::{self, AnswerBody};
 use crate::connection::link::{Link, LinkIo};
 use crate::connection::{BUFFER, LAST_CALL, LINGER, Server, linger};
 use crate::drain::Stage;
@@ -350,10 +350,7 @@ fn write_head(head: &mut response::Parts, body: &AnswerBody) {
     if let (false, Some(length)) = (body.is_end_stream(), body.size_hint().exact()) {
         head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
     }
-    head.headers.entry(header::DATE).or_insert_with(|| {
-        HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now()))
-            .unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
-    });
+    head.headers.entry(header::DATE).or_insert_with(answer::date);
 }
 
 /// As many as an ALB opens to one target.

@@ -5,6 +5,7 @@ mod http1;
 mod http2;
 mod link;
 mod parked;
+mod plain;
 
 use std::cell::{Cell, RefMut};
 use std::future::poll_fn;

@@ -46,8 +46,11 @@ pub fn strip_request(headers: &mut HeaderMap, trusted: bool) -> Found {
 /// Strips from a response what is connection-specific.
 pub fn strip_response(headers: &mut HeaderMap) {
     strip_connection_options(headers);
-    for name in &CONNECTION_SPECIFIC {
-        headers.remove(name);
+    // Nearly never is there one, and to look at all the names is quicker than to look for each of these.
+    if headers.keys().any(|name| CONNECTION_SPECIFIC.contains(name)) {
+        for name in &CONNECTION_SPECIFIC {
+            headers.remove(name);
+        }
     }
 }
 

@@ -272,7 +272,9 @@ impl RequestFraming {
         false
     }
 
-    fn reset(&mut self) {
+    /// Forgets what has been read: a request begins.
+    pub fn reset(&mut self) {
+        self.line.clear();
         self.state = State::Start;
         self.head = 0;
         self.empty = 0;

@@ -5,6 +5,8 @@ pub mod fields;
 pub mod forwarding;
 pub mod frames;
 pub mod framing;
+pub mod head;
 pub mod interim;
+pub mod names;
 pub mod upgrade;
 pub mod uwsgi;

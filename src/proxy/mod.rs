@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -62,6 +62,8 @@ pub struct Proxy {
     pub recent: Arc<Recent>,
     /// How far answers are read ahead.
     pub bounds: Bounds,
+    /// Whether plain messages of HTTP/1.1 go past hyper. Only where both ways are compared is that not so.
+    pub plain: bool,
 }
 
 /// One client's connection, as far as its requests have to know.
@@ -189,7 +191,7 @@ impl Proxy {
         let asked = Instant::now();
         flight.progress(WaitingFor::App, self.config.upstream_response_timeout);
         let outbound = Request::from_parts(head, body);
-        let answer = self.upstream.send(connection, outbound, flight, takes_interim).await;
+        let answer = self.upstream.send(connection, outbound, flight, takes_interim, self.plain).await;
         exchange.upstream.set(Some(asked.elapsed()));
         flight.arrived(WaitingFor::App);
 
@@ -353,7 +355,7 @@ fn begin(client: &Client, flight: &Flight, inbound: &Request<Incoming>) -> Excha
         },
         version: inbound.version(),
         user_agent: headers.get(header::USER_AGENT).cloned(),
-        trace: headers.get("x-amzn-trace-id").or_else(|| headers.get("traceparent")).cloned(),
+        trace: headers.get(X_AMZN_TRACE_ID).or_else(|| headers.get(TRACEPARENT)).cloned(),
     };
     Exchange::begin(flight.last_read(), client.peer.address, Some(request))
 }
@@ -363,5 +365,8 @@ fn capped(text: &[u8]) -> String {
     show(&String::from_utf8_lossy(&text[..text.len().min(1024)]))
 }
 
+const X_AMZN_TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
+/// W3C Trace Context, §3.2.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// nginx's number for it. For the log only.
 const CLOSED_WITHOUT_ANSWER: u16 = 444;

@@ -2,20 +2,22 @@
 //! of one request over one of them.
 //!
 //! A connection has no task of its own. Whoever sends a request over it polls it, inline, until the
-//! response's body has ended; idle ones are polled at every tick and when they are taken
-//! out of the pool, which is enough to notice that the app has closed them.
+//! response's body has ended; idle ones are looked at with every tick and when they are taken
+//! out of the pool, which is enough to notice that the app has closed them. hyper's client comes to a connection with
+//! the first exchange that isn't plain (`plain`).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{Request, Response};
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -30,6 +32,7 @@ use crate::message::uwsgi::Packet;
 use crate::metrics::{Count, Meter, Open};
 use crate::upstream::connect::Connector;
 use crate::upstream::keep_alive::KeepAlive;
+use crate::upstream::plain::{self, Asking, Heard};
 use crate::upstream::stream::{Stream, StreamIo};
 use crate::upstream::{Answer, Limit, Source};
 
@@ -49,6 +52,8 @@ pub(super) struct Pool {
     /// Whether the app has been seen to answer twice on one connection, and not to close one right after its
     /// answer (as uWSGI's `http-socket` does, without a word).
     keeps_alive: Cell<bool>,
+    /// Where plain requests are written before they are sent.
+    scratch: RefCell<Vec<u8>>,
     meter: Rc<Meter>,
 }
 
@@ -64,21 +69,45 @@ struct Idle {
 /// A connection to the app. At most one request is under way on it.
 #[derive(Debug)]
 pub(super) struct Connection {
-    sender: http1::SendRequest<RequestBody>,
-    driver: http1::Connection<TokioIo<StreamIo>, RequestBody>,
     stream: Rc<Stream>,
+    /// What plain answers are read into.
+    read: BytesMut,
+    /// hyper's client, once there was need of it.
+    hyper: Option<Box<Hyper>>,
     reused: bool,
+    /// Whether the current request has been written to its end.
+    is_request_written: bool,
     _permit: Option<OwnedSemaphorePermit>,
     _open: Open,
+}
+
+#[derive(Debug)]
+struct Hyper {
+    sender: http1::SendRequest<RequestBody>,
+    driver: http1::Connection<TokioIo<StreamIo>, RequestBody>,
 }
 
 /// A response whose body still comes out of its connection.
 #[derive(Debug)]
 pub(super) struct Relay {
-    incoming: Incoming,
+    content: Content,
     /// `None` once the connection is back in the pool, or closed.
     connection: Option<Box<Connection>>,
     pool: Rc<Pool>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Hyper(Incoming),
+    Plain {
+        /// What has been read.
+        read: Bytes,
+        /// Bytes that have not.
+        left: u64,
+        /// Bytes to read at once.
+        piece: usize,
+        keeps_alive: bool,
+    },
 }
 
 impl Pool {
@@ -98,6 +127,7 @@ impl Pool {
             freed: Notify::new(),
             waiting: Cell::new(0),
             keeps_alive: Cell::new(false),
+            scratch: RefCell::default(),
             meter,
         })
     }
@@ -121,14 +151,15 @@ impl Pool {
         };
         let connected = self.connector.connect().await;
         let (socket, address) = connected.inspect_err(|failure| self.meter.connect_failed(*failure))?;
-        let stream = Stream::new(socket, address, self.connector.timeout());
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(StreamIo(Rc::clone(&stream))))
-            .await
-            .map_err(|_| Failure::Internal)?;
-        let open = self.meter.open(Count::AppConnections, Count::AppConnectionsClosed);
-        Ok(Box::new(Connection { sender, driver, stream, reused: false, _permit: permit, _open: open }))
+        Ok(Box::new(Connection {
+            stream: Stream::new(socket, address, self.connector.timeout()),
+            read: BytesMut::new(),
+            hyper: None,
+            reused: false,
+            is_request_written: true,
+            _permit: permit,
+            _open: self.meter.open(Count::AppConnections, Count::AppConnectionsClosed),
+        }))
     }
 
     /// Sends a request and returns the app's final response.
@@ -138,33 +169,27 @@ impl Pool {
         request: Request<RequestBody>,
         flight: &Rc<Flight>,
         takes_interim: bool,
+        plain: bool,
     ) -> Result<Answer, Failure> {
         let idempotent = request.method().is_idempotent();
         let interim_to = takes_interim.then(|| Rc::clone(flight));
         connection.stream.begin(connection.reused, idempotent, interim_to);
         self.meter.count(if connection.reused { Count::Reuses } else { Count::FirstUses }, 1);
-        let response = {
-            let mut response = pin!(connection.sender.try_send_request(request));
-            let driver = &mut connection.driver;
-            let mut closed = false;
-            std::future::poll_fn(|cx| {
-                // The response comes out of nothing but the driver's poll, so its own waker has nobody to wake.
-                let mut idle = Context::from_waker(Waker::noop());
-                closed = closed || driver.poll_without_shutdown(&mut idle).is_ready();
-                if let Poll::Ready(response) = response.as_mut().poll(&mut idle) {
-                    return Poll::Ready(response.map_err(|error| why(error.error())));
+        let heard =
+            if plain { self.ask_plainly(&mut connection, &request, flight).await? } else { Heard::Other(Bytes::new()) };
+        let response = match heard {
+            Heard::Plain(response) => response.map(|told| Content::Plain {
+                left: told.length,
+                read: told.read,
+                piece: plain::PIECE,
+                keeps_alive: told.keeps_alive,
+            }),
+            Heard::Other(read) => {
+                if !read.is_empty() {
+                    connection.stream.resume(&read);
                 }
-                if closed || driver.poll_without_shutdown(cx).is_ready() {
-                    closed = true;
-                    return response.as_mut().poll(&mut idle).map_err(|error| why(error.error()));
-                }
-                match flight.overdue() {
-                    Some(WaitingFor::Body) => Poll::Ready(Err(Failure::BodyTimeout)),
-                    Some(WaitingFor::App) => Poll::Ready(Err(Failure::ResponseTimeout)),
-                    _ => Poll::Pending,
-                }
-            })
-            .await?
+                connection.ask(request, flight).await?.map(Content::Hyper)
+            }
         };
         if connection.reused {
             self.keeps_alive.set(!connection.stream.was_repeated());
@@ -180,8 +205,34 @@ impl Pool {
             return connection.switch(response);
         }
         let pool = Rc::clone(self);
-        let relay = |incoming| super::Relay(Source::Http1(Relay { incoming, connection: Some(connection), pool }));
+        let relay = |content| super::Relay(Source::Http1(Relay { content, connection: Some(connection), pool }));
         Ok(Answer::Response(response.map(relay)))
+    }
+
+    /// Sends a request and reads the answer, as far as both are plain. What isn't has nothing read of it, or the beginning.
+    async fn ask_plainly(
+        &self,
+        connection: &mut Connection,
+        request: &Request<RequestBody>,
+        flight: &Flight,
+    ) -> Result<Heard, Failure> {
+        let mut bytes = self.scratch.take();
+        bytes.clear();
+        let heard = if plain::write(&mut bytes, request) {
+            let is_head = *request.method() == Method::HEAD;
+            let mut asking = Asking::new(&connection.stream, &bytes, is_head, &mut connection.read);
+            std::future::poll_fn(|cx| match asking.poll(cx) {
+                Poll::Ready(heard) => Poll::Ready(heard.map_err(|error| broken(&error))),
+                Poll::Pending => overdue(flight).map_or(Poll::Pending, |failure| Poll::Ready(Err(failure))),
+            })
+            .await
+            .inspect(|_| connection.is_request_written = asking.is_written())?
+        } else {
+            Heard::Other(Bytes::new())
+        };
+        bytes.shrink_to(plain::PIECE);
+        self.scratch.replace(bytes);
+        Ok(heard)
     }
 
     /// Closes idle connections whose time has come, and forgets those that the app has closed.
@@ -212,7 +263,7 @@ impl Pool {
 
     fn take_idle(&self, idempotent: bool) -> Option<Box<Connection>> {
         loop {
-            let Idle { since, open_for, mut connection } = if idempotent || self.keeps_alive.get() {
+            let Idle { since, open_for, connection } = if idempotent || self.keeps_alive.get() {
                 self.idle.borrow_mut().pop_back()?
             } else {
                 // The oldest: if the app closed connections after its answers, this one would be closed.
@@ -311,14 +362,51 @@ impl Connection {
         self.stream.send_instead(packet);
     }
 
-    /// Whether the app has left an idle connection open.
-    fn is_alive(&mut self) -> bool {
-        let mut idle = Context::from_waker(Waker::noop());
-        self.driver.poll_without_shutdown(&mut idle).is_pending() && self.sender.is_ready()
+    /// Whether the app has left an idle connection open, and said nothing.
+    fn is_alive(&self) -> bool {
+        self.stream.is_quiet()
     }
 
-    fn switch(self: Box<Self>, response: Response<Incoming>) -> Result<Answer, Failure> {
-        let Self { driver, stream, sender, .. } = *self;
+    /// Sends a request with hyper.
+    async fn ask(&mut self, request: Request<RequestBody>, flight: &Flight) -> Result<Response<Incoming>, Failure> {
+        let Hyper { sender, driver } = match &mut self.hyper {
+            Some(hyper) => &mut **hyper,
+            none => {
+                let io = TokioIo::new(StreamIo(Rc::clone(&self.stream)));
+                let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(io);
+                let (sender, driver) = handshake.await.map_err(|_| Failure::Internal)?;
+                none.insert(Box::new(Hyper { sender, driver }))
+            }
+        };
+        let mut response = pin!(sender.try_send_request(request));
+        std::future::poll_fn(|cx| {
+            // The response comes out of nothing but the driver's poll, so its own waker has nobody to wake.
+            let mut idle = Context::from_waker(Waker::noop());
+            // Twice: what comes before it has written, it doesn't read.
+            let closed =
+                driver.poll_without_shutdown(&mut idle).is_ready() || driver.poll_without_shutdown(cx).is_ready();
+            if let Poll::Ready(response) = response.as_mut().poll(&mut idle) {
+                return Poll::Ready(response.map_err(|error| why(error.error())));
+            }
+            if closed {
+                return Poll::Ready(Err(Failure::ConnectionTerminated));
+            }
+            overdue(flight).map_or(Poll::Pending, |failure| Poll::Ready(Err(failure)))
+        })
+        .await
+    }
+
+    /// Drives what is left, hyper's way back to idle. False when the connection can't be used again.
+    fn settles(&mut self) -> bool {
+        let mut idle = Context::from_waker(Waker::noop());
+        self.hyper
+            .as_mut()
+            .is_none_or(|hyper| hyper.driver.poll_without_shutdown(&mut idle).is_pending() && hyper.sender.is_ready())
+    }
+
+    fn switch(self, response: Response<Content>) -> Result<Answer, Failure> {
+        let Self { hyper, stream, .. } = self;
+        let Hyper { sender, driver } = *hyper.ok_or(Failure::Internal)?;
         drop(sender);
         let parts = driver.into_parts();
         drop(parts.io);
@@ -337,38 +425,69 @@ impl Relay {
 
     /// The connection has done its work: back to the pool, if it can be used again.
     fn finish(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            // Drives what is left: the end of the request, the state's way back to idle.
-            if !connection.stream.is_uwsgi() && connection.is_alive() {
-                self.pool.put_back(connection);
+        let Some(mut connection) = self.connection.take() else { return };
+        let ended = match &self.content {
+            Content::Hyper(_) => connection.settles(),
+            // Something behind its end is no part of it, and who knows of what.
+            Content::Plain { read, left, piece, keeps_alive } => {
+                let ended = *left == 0 && read.is_empty() && connection.read.is_empty();
+                if *piece > plain::PIECE {
+                    // A large answer's buffer is too large to be idle.
+                    connection.read = BytesMut::new();
+                }
+                ended && *keeps_alive
             }
+        };
+        if ended && connection.is_request_written && !connection.stream.is_uwsgi() {
+            self.pool.put_back(connection);
         }
     }
-}
 
-impl Body for Relay {
-    type Data = Bytes;
-    type Error = Failure;
+    fn poll_plain(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let Content::Plain { read, left, piece, .. } = &mut self.content else { return Poll::Ready(None) };
+        if *left > 0 && read.is_empty() {
+            let terminated = Poll::Ready(Some(Err(Failure::ConnectionTerminated)));
+            let Some(connection) = &mut self.connection else { return terminated };
+            let mut io = StreamIo(Rc::clone(&connection.stream));
+            let wanted = usize::try_from(*left).unwrap_or(usize::MAX).min(*piece);
+            let count = ready!(plain::poll_read(&mut io, cx, &mut connection.read, wanted));
+            if count.is_err() || count.is_ok_and(|count| count == 0) {
+                self.connection = None;
+                return terminated;
+            }
+            if connection.read.len() == connection.read.capacity() {
+                *piece = (*piece * 2).min(BUFFER);
+            }
+            *read = connection.read.split().freeze();
+        }
+        let data = read.split_to(usize::try_from(*left).unwrap_or(usize::MAX).min(read.len()));
+        *left -= data.len() as u64;
+        if *left == 0 {
+            self.finish();
+        }
+        Poll::Ready((!data.is_empty()).then(|| Ok(Frame::data(data))))
+    }
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    fn poll_hyper(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let Content::Hyper(incoming) = &mut self.content else { return Poll::Ready(None) };
         let mut idle = Context::from_waker(Waker::noop());
         // First without a waker, for what is there; only when nothing is, with the task's own. So no wake-up
         // comes from a poll of ours, and each one that comes is the socket's.
         for waker in [false, true] {
-            let mut frame = Pin::new(&mut self.incoming).poll_frame(&mut idle);
+            let mut frame = Pin::new(&mut *incoming).poll_frame(&mut idle);
             let mut closed = false;
             if frame.is_pending() {
-                if let Some(connection) = &mut self.connection {
+                if let Some(hyper) = self.connection.as_mut().and_then(|connection| connection.hyper.as_mut()) {
                     let cx = if waker { &mut *cx } else { &mut idle };
-                    closed = connection.driver.poll_without_shutdown(cx).is_ready();
+                    closed = hyper.driver.poll_without_shutdown(cx).is_ready();
                 }
-                frame = Pin::new(&mut self.incoming).poll_frame(&mut Context::from_waker(Waker::noop()));
+                frame = Pin::new(&mut *incoming).poll_frame(&mut Context::from_waker(Waker::noop()));
             }
             match frame {
                 Poll::Ready(Some(Ok(frame))) => {
                     if closed {
                         self.connection = None;
-                    } else if self.incoming.is_end_stream() {
+                    } else if incoming.is_end_stream() {
                         self.finish();
                     }
                     return Poll::Ready(Some(Ok(frame)));
@@ -394,22 +513,49 @@ impl Body for Relay {
         }
         Poll::Pending
     }
+}
+
+impl Body for Relay {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        match &self.content {
+            Content::Hyper(_) => self.poll_hyper(cx),
+            Content::Plain { .. } => self.poll_plain(cx),
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.content {
+            Content::Hyper(incoming) => incoming.is_end_stream(),
+            Content::Plain { left, .. } => *left == 0,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.content {
+            Content::Hyper(incoming) => incoming.size_hint(),
+            Content::Plain { left, .. } => SizeHint::with_exact(*left),
+        }
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
         // A response without a body is never polled. What is unread keeps the connection out of the pool.
-        if self.incoming.is_end_stream() {
+        if self.is_end_stream() {
             self.finish();
         }
+    }
+}
+
+/// What did not come in time.
+fn overdue(flight: &Flight) -> Option<Failure> {
+    match flight.overdue() {
+        Some(WaitingFor::Body) => Some(Failure::BodyTimeout),
+        Some(WaitingFor::App) => Some(Failure::ResponseTimeout),
+        _ => None,
     }
 }
 
@@ -419,17 +565,23 @@ fn why(error: &hyper::Error) -> Failure {
     if let Some(failure) = cause.and_then(|cause| cause.downcast_ref::<Failure>()) {
         return *failure;
     }
-    if let Some(error) = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>()) {
-        // Only the second attempt connects in here.
-        match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => return Failure::ConnectionRefused,
-            std::io::ErrorKind::TimedOut => return Failure::ConnectTimeout,
-            // `stream` has found it in the answer.
-            std::io::ErrorKind::InvalidData => return Failure::ResponseMalformed,
-            _ => {}
-        }
+    match cause.and_then(|cause| cause.downcast_ref::<io::Error>()) {
+        Some(error) => broken(error),
+        None if error.is_parse() => Failure::ResponseMalformed,
+        None => Failure::ConnectionTerminated,
     }
-    if error.is_parse() { Failure::ResponseMalformed } else { Failure::ConnectionTerminated }
+}
+
+/// What went wrong, from the stream's error.
+fn broken(error: &io::Error) -> Failure {
+    match error.kind() {
+        // Only the second attempt connects in here.
+        io::ErrorKind::ConnectionRefused => Failure::ConnectionRefused,
+        io::ErrorKind::TimedOut => Failure::ConnectTimeout,
+        // `stream` has found it in the answer.
+        io::ErrorKind::InvalidData => Failure::ResponseMalformed,
+        _ => Failure::ConnectionTerminated,
+    }
 }
 
 /// An app that closes its connections after each answer has done so by then.

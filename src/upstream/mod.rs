@@ -4,6 +4,7 @@ pub mod connect;
 pub mod h2c;
 mod http1;
 mod keep_alive;
+mod plain;
 mod stream;
 pub mod uwsgi;
 
@@ -131,7 +132,7 @@ impl Upstream {
         }
     }
 
-    /// Sends a request and returns the app's final response.
+    /// Sends a request and returns the app's final response. What is `plain` goes past hyper if it may.
     ///
     /// # Errors
     ///
@@ -142,10 +143,11 @@ impl Upstream {
         request: Request<RequestBody>,
         flight: &Rc<Flight>,
         takes_interim: bool,
+        plain: bool,
     ) -> Result<Answer, Failure> {
         match (lease.0, &self.pool) {
             (Inner::Http1(connection), Pool::Http1(pool)) => {
-                pool.send(connection, request, flight, takes_interim).await
+                pool.send(connection, request, flight, takes_interim, plain).await
             }
             (Inner::H2c(lease), Pool::H2c(pool)) => {
                 // Boxed, so that an exchange of HTTP/1.1 doesn't carry its room.

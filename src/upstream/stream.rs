@@ -1,6 +1,6 @@
-//! A connection to the app, between the socket and hyper.
+//! A connection to the app, between the socket and hyper, or `plain`.
 //!
-//! Three things happen here that hyper's client has no place for. A reused connection that the app has closed
+//! Three things happen here that neither has a place for. A reused connection that the app has closed
 //! in the very moment is replaced by a new one, and what was written is written again, when nothing of it
 //! can have been acted on. Interim responses are taken out of the stream and sent on to the client. And for an app that speaks
 //! uwsgi, the head that hyper writes is replaced by a packet; its answer is HTTP/1, and hyper's business.
@@ -36,10 +36,24 @@ pub(super) struct Stream {
     awaiting_head: Cell<bool>,
     /// Whether to read in small pieces.
     little: Cell<bool>,
+    /// Whether the request was written, and the answer's beginning read, before hyper came.
+    resumed: Cell<Resumed>,
     /// Bytes of the response that have been looked at and not been passed on.
     looked_at: RefCell<BytesMut>,
     /// The one exchange of a connection that speaks uwsgi.
     uwsgi: RefCell<Option<Box<Exchange>>>,
+}
+
+/// What hyper must not do a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resumed {
+    /// Nothing.
+    No,
+    /// Write the request; and it mustn't read yet, because it takes what comes before it has written for an answer to
+    /// nothing.
+    Unwritten,
+    /// Write the rest of it.
+    Written,
 }
 
 /// The request under way, as far as a second attempt needs it.
@@ -80,6 +94,7 @@ impl Stream {
             answered: Cell::new(true),
             awaiting_head: Cell::new(false),
             little: Cell::new(false),
+            resumed: Cell::new(Resumed::No),
             looked_at: RefCell::default(),
             uwsgi: RefCell::default(),
         })
@@ -95,6 +110,18 @@ impl Stream {
         request.client = client;
         self.answered.set(false);
         self.awaiting_head.set(true);
+        self.resumed.set(Resumed::No);
+    }
+
+    /// hyper is to go on with the exchange: the request has been written, and `read` is how the answer begins.
+    pub(super) fn resume(&self, read: &[u8]) {
+        let mut looked_at = self.looked_at.borrow_mut();
+        // What may still be here stands behind it.
+        let rest = std::mem::take(&mut *looked_at);
+        looked_at.extend_from_slice(read);
+        looked_at.unsplit(rest);
+        self.awaiting_head.set(false);
+        self.resumed.set(Resumed::Unwritten);
     }
 
     /// Reads in small pieces, or not any more.
@@ -105,6 +132,11 @@ impl Stream {
     /// The packet goes out in place of the head that hyper writes.
     pub(super) fn send_instead(&self, packet: Packet) {
         self.uwsgi.replace(Some(Box::new(Exchange::new(packet))));
+    }
+
+    /// Whether the app has said nothing since its last answer, and not closed either.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.looked_at.borrow().is_empty() && self.socket.borrow().is_quiet()
     }
 
     /// Whether the connection speaks uwsgi.
@@ -196,6 +228,10 @@ impl Stream {
         slices: &[io::IoSlice<'_>],
         write: impl Fn(Pin<&mut Socket>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        if self.resumed.get() != Resumed::No {
+            self.resumed.set(Resumed::Written);
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
         if let Some(exchange) = &mut *self.uwsgi.borrow_mut()
             && !exchange.is_head_sent()
         {
@@ -218,6 +254,9 @@ impl Stream {
     }
 
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.resumed.get() == Resumed::Unwritten {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         loop {
             if !self.awaiting_head.get() && !self.looked_at.borrow().is_empty() {

@@ -3,6 +3,7 @@
 
 pub mod app;
 pub mod arrived;
+pub mod compared;
 pub mod http1;
 pub mod proxy;
 pub mod uwsgi;

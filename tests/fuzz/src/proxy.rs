@@ -75,10 +75,15 @@ impl Setup {
     /// Sends `input` over a new connection, and half-closes it: at once, or, where the end of the client's side would
     /// end what is under way, when nothing more comes.
     pub fn converse(&self, input: &[u8], half_close: bool, script: Script) -> Outcome {
-        RUNTIME.with(|runtime| runtime.block_on(self.talk(input, half_close, script)))
+        RUNTIME.with(|runtime| runtime.block_on(self.talk(input, half_close, script, true)))
     }
 
-    async fn talk(&self, input: &[u8], half_close: bool, script: Script) -> Outcome {
+    /// The same, with hyper for plain messages, too.
+    pub fn converse_by_hyper(&self, input: &[u8], half_close: bool, script: Script) -> Outcome {
+        RUNTIME.with(|runtime| runtime.block_on(self.talk(input, half_close, script, false)))
+    }
+
+    async fn talk(&self, input: &[u8], half_close: bool, script: Script, plain: bool) -> Outcome {
         // An abstract name of its own, so that nothing of one input can reach the next.
         let name = format!("\0hostward-fuzz-{}-{}", std::process::id(), NUMBER.replace(NUMBER.get() + 1));
         let listener = UnixListener::bind(&name).expect("a name of our own");
@@ -87,7 +92,7 @@ impl Setup {
         let uwsgi = self.config.upstream.protocol == Protocol::Uwsgi;
         let app = spawn_local(app::run(listener, uwsgi, script, Rc::clone(&record), stopped));
 
-        let server = self.server(name.into());
+        let server = self.server(name.into(), plain);
         let (mut client, ours) = UnixStream::pair().expect("two sockets");
         let ticking = Rc::clone(&server);
         let ticker = spawn_local(async move {
@@ -138,7 +143,7 @@ impl Setup {
         Outcome { received, record: Rc::into_inner(record).expect("the app has ended").into_inner() }
     }
 
-    fn server(&self, app: PathBuf) -> Rc<Server> {
+    fn server(&self, app: PathBuf, plain: bool) -> Rc<Server> {
         let config = &self.config;
         let connector = Connector::new(&Endpoint::Unix(app), config.upstream_connect_timeout, Instant::now());
         let journal =
@@ -166,6 +171,7 @@ impl Setup {
                 refusals: Arc::default(),
                 recent: Arc::default(),
                 bounds: Bounds { read_ahead: config.buffer_responses, budget: self.budget.clone() },
+                plain,
             },
             timers: Timers::new(),
             stage: Cell::new(Stage::Running),

@@ -1,13 +1,15 @@
 //! Whatever an app answers, over HTTP or uwsgi, the client gets exactly one answer, and nothing that some reader could
 //! take for another one.
 //!
-//! An input is a byte of settings and the app's bytes, after which it closes the connection.
+//! An input is a byte of settings and the app's bytes, after which it closes the connection. It makes no difference
+//! whether hostward reads and writes plain messages itself or hyper does.
 
 #![no_main]
 
 use std::cell::OnceCell;
 
 use hostward_fuzz::app::Script;
+use hostward_fuzz::compared::answers_differ;
 use hostward_fuzz::http1::{self, Fields, Read, Response};
 use hostward_fuzz::proxy::Setup;
 use libfuzzer_sys::fuzz_target;
@@ -54,9 +56,12 @@ fuzz_target!(|input: &[u8]| {
         let mut tries = 4;
         loop {
             // A machine that stalls looks like a client that has left; a bug comes again.
-            let outcome = setup.converse(mode.request().as_bytes(), true, Script::Say(said.into()));
+            let request = mode.request();
+            let outcome = setup.converse(request.as_bytes(), true, Script::Say(said.into()));
+            let hyper = setup.converse_by_hyper(request.as_bytes(), true, Script::Say(said.into()));
             tries -= 1;
-            match compare(said, &outcome.received, mode) {
+            match compare(said, &outcome.received, mode).and_then(|()| differ(&outcome.received, &hyper.received, mode))
+            {
                 Err(why) if tries == 0 => panic!("{why}\nthe client got {}", outcome.received.escape_ascii()),
                 Err(_) => {}
                 Ok(()) => break,
@@ -110,6 +115,17 @@ fn compare(said: &[u8], received: &[u8], mode: Mode) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether the client has got another answer than by hyper.
+fn differ(plain: &[u8], hyper: &[u8], mode: Mode) -> Result<(), String> {
+    let (one, other) = (final_answer(plain, mode)?, final_answer(hyper, mode)?);
+    match (&one.1, &other.1) {
+        (Some(plain), Some(hyper)) if one.0 == other.0 && plain.whole == hyper.whole => {
+            answers_differ(&plain.response, &hyper.response)
+        }
+        _ => Err("half an answer, or another number of interim ones, than by hyper".into()),
+    }
 }
 
 struct Answer {

@@ -2,7 +2,8 @@
 //! and it is a request that the client has sent.
 //!
 //! An input is a byte of settings and what a client sends over one connection. Two strict readers judge it: one reads
-//! what the client sent, the other what reached the app; the list of allowed hosts is judged here anew.
+//! what the client sent, the other what reached the app; the list of allowed hosts is judged here anew. And it makes no
+//! difference whether hostward reads and writes plain messages itself or hyper does.
 
 #![no_main]
 
@@ -10,6 +11,7 @@ use std::cell::OnceCell;
 
 use hostward_fuzz::app::{Received, Script};
 use hostward_fuzz::arrived::{Mode, OWN, check_http, check_uwsgi, is_admitted};
+use hostward_fuzz::compared::differ;
 use hostward_fuzz::http1::{self, Read, Request};
 use hostward_fuzz::proxy::{Outcome, Setup};
 use libfuzzer_sys::fuzz_target;
@@ -37,6 +39,15 @@ fuzz_target!(|input: &[u8]| {
             }
             if let Err(why) = compare(input, &outcome, mode) {
                 panic!("{why}\nthe client got {}", outcome.received.escape_ascii());
+            }
+            let mut tries = (0..4).map(|_| {
+                let hyper = setup.converse_by_hyper(input, true, Script::Serve);
+                differ(&setup.converse(input, true, Script::Serve), &hyper)
+            });
+            if let Err(why) = differ(&outcome, &setup.converse_by_hyper(input, true, Script::Serve))
+                && !tries.any(|same| same.is_ok())
+            {
+                panic!("{why}");
             }
         }
         if let Some((why, bytes)) = outcome.record.bad.first() {

@@ -1,0 +1,319 @@
+//! The plainest requests of an HTTP/1.1 connection, without hyper: those that have come whole, in one piece.
+//!
+//! That is nearly every one, and half of what it costs would be hyper's. What is taken for plain here is less than hyper
+//! takes; whatever else comes goes back into the wire, and hyper reads it from its first byte. The wire lies beneath both: it
+//! has delimited the request before anybody here sees it, and counts and times what is written.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+use hyper::ext::ReasonPhrase;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+
+use crate::answer::{self, AnswerBody};
+use crate::connection::Server;
+use crate::incoming::Incoming;
+use crate::message::head::{MAX_FIELDS, read_fields, write_field};
+use crate::proxy::Client;
+use crate::wire::{Wire, WireIo};
+
+/// Why no more plain requests are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// Another one has begun. It is in the wire.
+    Other,
+    /// The client, or the last answer, has ended the connection.
+    All,
+    /// An answer could not be brought to its end.
+    Broken,
+}
+
+impl Server {
+    /// Serves a connection's requests as long as they are plain.
+    pub(super) async fn serve_plain(&self, client: &Client, wire: &Rc<Wire>) -> Served {
+        let mut io = WireIo(Rc::clone(wire));
+        let mut read = BytesMut::new();
+        loop {
+            // Nearly always the room of the last request, which has gone.
+            read.reserve(PIECE);
+            match io.read_buf(&mut read).await {
+                Ok(0) => return Served::All,
+                Ok(_) => {}
+                Err(_) => return Served::Broken,
+            }
+            let bytes = read.split().freeze();
+            let plain = if wire.is_request_complete() { parse(&bytes) } else { None };
+            let Some(request) = plain else {
+                wire.take_back(&bytes);
+                return Served::Other;
+            };
+            drop(bytes);
+            let is_head = *request.method() == Method::HEAD;
+            let Ok(response) = self.answer(client, wire, request).await else { return Served::Broken };
+            match write(&mut io, response, is_head).await {
+                Ok(true) => {}
+                Ok(false) => return Served::All,
+                Err(_) => return Served::Broken,
+            }
+        }
+    }
+}
+
+/// The request that these bytes are, if they are a plain one.
+fn parse(bytes: &Bytes) -> Option<Request<Incoming>> {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut found = httparse::Request::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut found, bytes, &mut lines);
+    let Ok(httparse::Status::Complete(head)) = parsed else { return None };
+    let method = Method::from_bytes(found.method?.as_bytes()).ok()?;
+    let target = found.path?;
+    if found.version != Some(1) || method == Method::CONNECT || !target.starts_with('/') {
+        return None;
+    }
+    let headers = read_fields(found.headers, bytes, |name, value| match *name {
+        header::CONNECTION => value.eq_ignore_ascii_case(b"keep-alive"),
+        // These are about the connection, the framing or the version.
+        header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => false,
+        _ => true,
+    })?;
+    // The wire has seen to it that the body is as long as that says.
+    let mut request = Request::new(Incoming::Read(bytes.slice(head..)));
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+/// Writes an answer. Says whether another request may follow.
+async fn write(io: &mut WireIo, response: Response<AnswerBody>, is_head: bool) -> io::Result<bool> {
+    let (mut head, body) = response.into_parts();
+    let mut body = pin!(body);
+    let framing = Framing::of(head.status, is_head, &mut head.headers, body.size_hint().exact());
+    head.headers.entry(header::DATE).or_insert_with(answer::date);
+    let keeps_alive = head.headers.get(header::CONNECTION).is_none_or(|value| value != "close");
+    let mut out = Out { head: SCRATCH.take(), at: 0, data: Bytes::new(), behind: b"" };
+    let reason = head.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes);
+    let canonical = || head.status.canonical_reason().unwrap_or("<none>").as_bytes();
+    for part in [b"HTTP/1.1 ", head.status.as_str().as_bytes(), b" ", reason.unwrap_or_else(canonical), b"\r\n"] {
+        out.head.extend_from_slice(part);
+    }
+    for (name, value) in &head.headers {
+        write_field(&mut out.head, name, value);
+    }
+    out.head.extend_from_slice(b"\r\n");
+    drop(head);
+
+    let mut left = match framing {
+        Framing::None => 0,
+        Framing::Length(length) => length,
+        Framing::Chunked => u64::MAX,
+    };
+    while left > 0 {
+        let frame = poll_fn(|cx| {
+            let frame = body.as_mut().poll_frame(cx);
+            // Meanwhile the client gets what there is.
+            if frame.is_pending()
+                && let Poll::Ready(Err(error)) = out.poll_flush(io, cx)
+            {
+                return Poll::Ready(Err(error));
+            }
+            frame.map(Ok)
+        });
+        let data = match frame.await? {
+            None if framing == Framing::Chunked => break,
+            // The client has been told another length.
+            None | Some(Err(_)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            // Trailers are for those who have said `TE`.
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+        };
+        if data.is_empty() {
+            continue;
+        }
+        out.data = data;
+        if framing == Framing::Chunked {
+            write!(out.head, "{:x}\r\n", out.data.len())?;
+            out.behind = b"\r\n";
+        } else {
+            out.data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= out.data.len() as u64;
+        }
+        poll_fn(|cx| out.poll_write(io, cx)).await?;
+    }
+    if framing == Framing::Chunked {
+        out.head.extend_from_slice(b"0\r\n\r\n");
+    }
+    poll_fn(|cx| out.poll_flush(io, cx)).await?;
+    let mut scratch = out.head;
+    scratch.shrink_to(PIECE);
+    SCRATCH.set(scratch);
+    Ok(keeps_alive)
+}
+
+/// How an answer's end is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    /// There is no body.
+    None,
+    Length(u64),
+    Chunked,
+}
+
+impl Framing {
+    /// RFC 9112 §6.3, and what the fields have to say for it. `exact` is the body's length if that is known.
+    fn of(status: StatusCode, is_head: bool, headers: &mut HeaderMap, exact: Option<u64>) -> Self {
+        if is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
+            // Nothing comes in which there could be one.
+            headers.remove(header::TRAILER);
+        }
+        if status == StatusCode::NO_CONTENT {
+            // RFC 9110 §8.6: "A server MUST NOT send a Content-Length header field in any response with a status code
+            // of 1xx (Informational) or 204 (No Content)."
+            headers.remove(header::CONTENT_LENGTH);
+            return Self::None;
+        }
+        let told = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length = told.or(exact);
+        if is_head || status == StatusCode::NOT_MODIFIED {
+            // What a GET would get, if anybody knows. An empty body says nothing here.
+            if let (None, Some(length @ 1..)) = (told, length) {
+                headers.insert(header::CONTENT_LENGTH, length.into());
+            }
+            return Self::None;
+        }
+        let Some(length) = length else {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            return Self::Chunked;
+        };
+        if told.is_none() {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        Self::Length(length)
+    }
+}
+
+/// What is to be written, in this order.
+struct Out {
+    head: Vec<u8>,
+    /// Bytes of it that have been written.
+    at: usize,
+    data: Bytes,
+    behind: &'static [u8],
+}
+
+impl Out {
+    /// Ready when all of it has been written.
+    fn poll_write(&mut self, io: &mut WireIo, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.at < self.head.len() || !self.data.is_empty() || !self.behind.is_empty() {
+            let slices = [&self.head[self.at..], &self.data, self.behind].map(IoSlice::new);
+            let mut count = ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let mut of = |length: usize| {
+                let part = length.min(count);
+                count -= part;
+                part
+            };
+            self.at += of(self.head.len() - self.at);
+            self.data.advance(of(self.data.len()));
+            self.behind = &self.behind[of(self.behind.len())..];
+        }
+        self.head.clear();
+        self.at = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when all of it is on its way.
+    fn poll_flush(&mut self, io: &mut WireIo, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write(io, cx))?;
+        Pin::new(io).poll_flush(cx)
+    }
+}
+
+thread_local! {
+    /// Where heads are written.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Bytes of a read. What isn't there with it is no plain request.
+const PIECE: usize = 8 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_plain(request: &str) -> bool {
+        parse(&Bytes::copy_from_slice(request.as_bytes())).is_some()
+    }
+
+    #[test]
+    fn a_request_is_plain_when_it_is_about_nothing_but_itself() {
+        let bytes =
+            Bytes::from_static(b"POST /a?b HTTP/1.1\r\nHost: x\r\nSec-Fetch-Mode: cors\r\nContent-Length: 2\r\n\r\nhi");
+        let request = parse(&bytes).unwrap();
+        assert_eq!((request.method(), request.uri().to_string().as_str()), (&Method::POST, "/a?b"));
+        assert!(request.headers()["host"] == "x" && request.headers()["sec-fetch-mode"] == "cors");
+        assert!(matches!(request.body(), Incoming::Read(body) if body == "hi"));
+        assert!(is_plain("GET / HTTP/1.1\r\nConnection: Keep-Alive\r\n\r\n"));
+    }
+
+    #[test]
+    fn what_is_not_plain_is_hypers() {
+        let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n");
+        for fields in [
+            "Connection: close",
+            "Connection: keep-alive, X",
+            "Upgrade: websocket",
+            "Expect: 100-continue",
+            "TE: trailers",
+            "Transfer-Encoding: chunked",
+            "Trailer: X",
+            " folded: x",
+            "bad name: x",
+            "Host : x",
+            "X: a\0b",
+            "X: a\rb",
+        ] {
+            assert!(!is_plain(&head(fields)), "{fields:?}");
+        }
+        for line in
+            ["GET / HTTP/1.0", "CONNECT / HTTP/1.1", "GET http://x/ HTTP/1.1", "OPTIONS * HTTP/1.1", "GET  / HTTP/1.1"]
+        {
+            assert!(!is_plain(&format!("{line}\r\nHost: x\r\n\r\n")), "{line}");
+        }
+        assert!(!is_plain("\r\n") && !is_plain("GET / HTTP/1.1\r\nHo"));
+        assert!(!is_plain(&head(&"X: y\r\n".repeat(MAX_FIELDS))));
+    }
+
+    #[test]
+    fn how_an_answer_ends_is_told_once() {
+        let of = |status: u16, is_head, told: Option<&'static str>, exact| {
+            let mut headers = HeaderMap::new();
+            if let Some(told) = told {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static(told));
+            }
+            let framing = Framing::of(StatusCode::from_u16(status).unwrap(), is_head, &mut headers, exact);
+            let field = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap().to_owned());
+            (framing, field(header::CONTENT_LENGTH), field(header::TRANSFER_ENCODING))
+        };
+        let length = |length: &str| Some(length.to_owned());
+        assert_eq!(of(200, false, Some("5"), Some(5)), (Framing::Length(5), length("5"), None));
+        assert_eq!(of(502, false, None, Some(5)), (Framing::Length(5), length("5"), None));
+        assert_eq!(of(200, false, None, Some(0)), (Framing::Length(0), length("0"), None));
+        assert_eq!(of(200, false, None, None), (Framing::Chunked, None, length("chunked")));
+        assert_eq!(of(200, true, Some("5"), Some(0)), (Framing::None, length("5"), None));
+        assert_eq!(of(502, true, None, Some(5)), (Framing::None, length("5"), None));
+        assert_eq!(of(200, true, None, Some(0)), (Framing::None, None, None));
+        assert_eq!(of(304, false, Some("5"), Some(5)), (Framing::None, length("5"), None));
+        assert_eq!(of(204, false, Some("0"), Some(0)), (Framing::None, None, None));
+    }
+}

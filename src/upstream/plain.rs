@@ -1,0 +1,257 @@
+//! The plainest exchanges with an app that answers in HTTP/1.1, without hyper: a request that is all there, and an answer
+//! whose length is told.
+//!
+//! That is nearly every exchange, and half of what one costs would be hyper's: its channels, its state, the buffers of each
+//! connection. What is taken for plain here is less than hyper takes; whatever else an app answers goes to hyper as it
+//! came, with all that was read of it. The rest of the exchange's life, from the second attempt to the interim responses, is
+//! [`Stream`]'s, beneath both.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderName};
+use http::{Request, Response, StatusCode};
+use hyper::ext::ReasonPhrase;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+
+use crate::body::RequestBody;
+use crate::message::head::{MAX_FIELDS, read_fields, write_field};
+use crate::upstream::stream::{Stream, StreamIo};
+
+/// Writes a request, if it is plain.
+pub(super) fn write(bytes: &mut Vec<u8>, request: &Request<RequestBody>) -> bool {
+    let (Some(target), Some(body)) = (request.uri().path_and_query(), request.body().whole()) else { return false };
+    if !target.as_str().starts_with('/') && target != "*" {
+        return false;
+    }
+    for part in [request.method().as_str(), " ", target.as_str(), " HTTP/1.1\r\n"] {
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    let mut length = Length::Untold;
+    for (name, value) in request.headers() {
+        if *name == header::UPGRADE || *name == header::EXPECT {
+            return false;
+        }
+        length.see(name, value.as_bytes());
+        write_field(bytes, name, value);
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(body);
+    match length {
+        Length::Told(length) => length == body.len() as u64,
+        Length::Untold => body.is_empty(),
+        Length::Unclear => false,
+    }
+}
+
+/// How long a message's body is, by its head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Length {
+    Untold,
+    Told(u64),
+    /// Or in a way that is hyper's to judge: chunks, several lengths.
+    Unclear,
+}
+
+impl Length {
+    /// One of the head's fields.
+    fn see(&mut self, name: &HeaderName, value: &[u8]) {
+        if *name == header::TRANSFER_ENCODING {
+            *self = Self::Unclear;
+        } else if *name == header::CONTENT_LENGTH {
+            // RFC 9110 §8.6: digits and nothing else. 20 of them may be more than can be counted to.
+            let good = value.len() < 20 && value.iter().all(u8::is_ascii_digit);
+            let digits = std::str::from_utf8(value).ok().filter(|_| good);
+            *self = match (*self, digits.and_then(|digits| digits.parse().ok())) {
+                (Self::Untold, Some(length)) => Self::Told(length),
+                _ => Self::Unclear,
+            };
+        }
+    }
+}
+
+/// The writing of a request, and the reading of its answer's head.
+pub(super) struct Asking<'a> {
+    io: StreamIo,
+    request: &'a [u8],
+    is_head: bool,
+    read: &'a mut BytesMut,
+}
+
+/// What was read of an answer.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// A plain one's head, and the beginning of its body.
+    Plain(Response<Told>),
+    /// The beginning of another one.
+    Other(Bytes),
+}
+
+/// How an answer goes on.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// What has been read beyond the head.
+    pub(super) read: Bytes,
+    /// Bytes of the whole body.
+    pub(super) length: u64,
+    /// Whether the app keeps the connection open after it.
+    pub(super) keeps_alive: bool,
+}
+
+impl<'a> Asking<'a> {
+    /// `read` is empty, and the connection's buffer.
+    pub(super) fn new(stream: &Rc<Stream>, request: &'a [u8], is_head: bool, read: &'a mut BytesMut) -> Self {
+        // Nearly always the room of the last answer, which has gone.
+        read.reserve(PIECE);
+        Self { io: StreamIo(Rc::clone(stream)), request, is_head, read }
+    }
+
+    /// Whether all of the request has been written. An app may answer before.
+    pub(super) fn is_written(&self) -> bool {
+        self.request.is_empty()
+    }
+
+    /// Ready when the answer's head has been read.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Heard>> {
+        while !self.request.is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, self.request)? {
+                Poll::Ready(count) => self.request = &self.request[count..],
+                Poll::Pending => break,
+            }
+        }
+        loop {
+            if ready!(poll_read(&mut self.io, cx, self.read, PIECE))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let bytes = self.read.split().freeze();
+            match parse(&bytes, self.is_head) {
+                Parsed::Partial => self.read.extend_from_slice(&bytes),
+                Parsed::Plain(response) => return Poll::Ready(Ok(Heard::Plain(response))),
+                Parsed::Other => return Poll::Ready(Ok(Heard::Other(bytes))),
+            }
+        }
+    }
+}
+
+/// Reads what there is, and says how many bytes that were. Makes room for `piece` bytes where there is little.
+pub(super) fn poll_read(
+    io: &mut StreamIo,
+    cx: &mut Context<'_>,
+    read: &mut BytesMut,
+    piece: usize,
+) -> Poll<io::Result<usize>> {
+    if read.capacity() - read.len() < piece.min(LEAST) {
+        read.reserve(piece);
+    }
+    pin!(io.read_buf(read)).poll(cx)
+}
+
+#[derive(Debug)]
+enum Parsed {
+    Partial,
+    Plain(Response<Told>),
+    Other,
+}
+
+/// Reads an answer's head.
+fn parse(bytes: &Bytes, is_head: bool) -> Parsed {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut found = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut found, bytes, &mut lines);
+    let length = match parsed {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Parsed::Partial,
+        Ok(httparse::Status::Partial) | Err(_) => return Parsed::Other,
+    };
+    response(&found, bytes.slice(length..), bytes, is_head).map_or(Parsed::Other, Parsed::Plain)
+}
+
+fn response(found: &httparse::Response<'_, '_>, read: Bytes, bytes: &Bytes, is_head: bool) -> Option<Response<Told>> {
+    let status = StatusCode::from_u16(found.code?).ok()?;
+    if found.version != Some(1) || status.is_informational() {
+        return None;
+    }
+    let mut keeps_alive = true;
+    let mut length = Length::Untold;
+    let headers = read_fields(found.headers, bytes, |name, value| {
+        length.see(name, value);
+        if *name == header::CONNECTION {
+            let mut options = value.split(|byte| *byte == b',');
+            keeps_alive &= !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+        }
+        true
+    })?;
+    // RFC 9112 §6.3: these have none, whatever the fields say.
+    let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    let length = match length {
+        Length::Unclear => return None,
+        _ if bodiless => 0,
+        Length::Told(length) => length,
+        Length::Untold => return None,
+    };
+    let mut response = Response::new(Told { read, length, keeps_alive });
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    let reason = found.reason?;
+    if status.canonical_reason() != Some(reason) {
+        // As hyper does, which writes it.
+        response.extensions_mut().insert(ReasonPhrase::try_from(reason.as_bytes()).ok()?);
+    }
+    Some(response)
+}
+
+/// Bytes of an answer's head.
+const MAX_HEAD: usize = 64 * 1024;
+/// Bytes of a first read.
+pub(super) const PIECE: usize = 8 * 1024;
+/// Bytes that are worth a read.
+const LEAST: usize = 2 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(head: &str, is_head: bool) -> Option<(u64, bool, usize)> {
+        match parse(&Bytes::copy_from_slice(head.as_bytes()), is_head) {
+            Parsed::Plain(response) => {
+                let told = response.body();
+                Some((told.length, told.keeps_alive, told.read.len()))
+            }
+            Parsed::Partial | Parsed::Other => None,
+        }
+    }
+
+    #[test]
+    fn an_answer_is_plain_when_its_length_is_told() {
+        assert_eq!(heard("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", false), Some((5, true, 3)));
+        assert_eq!(heard("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true), Some((0, true, 0)));
+        assert_eq!(heard("HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n", false), Some((0, true, 0)));
+        assert_eq!(heard("HTTP/1.1 204 No Content\r\nConnection: X, Close\r\n\r\n", false), Some((0, false, 0)));
+    }
+
+    #[test]
+    fn what_is_not_plain_is_hypers() {
+        for head in [
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: \r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551615\r\n\r\n",
+            "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 304 Not Modified\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n Content-Length: 5\r\n\r\n",
+            "HTTP/2 200 OK\r\nContent-Length: 5\r\n\r\n",
+        ] {
+            assert_eq!(heard(head, false), None, "{head:?}");
+        }
+    }
+}
