@@ -1,7 +1,8 @@
 //! Whether the app can be reached from outside of the task, past hostward: in `awsvpc` mode the containers of a task share
 //! their network namespace, so the kernel's table of listening sockets shows on which addresses the app listens.
 
-use std::fs;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ pub async fn watch(upstream: &Upstream) {
         return;
     }
     for _ in 0..LOOKS {
-        // Each is a page or two, made by the kernel when it is read.
-        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
-        let listening: Vec<SocketAddr> =
-            tables.iter().flat_map(|table| listening(table)).filter(|address| address.port() == *port).collect();
+        // By lines, because a table has one for each connection, those too that have just been closed.
+        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().filter_map(|path| File::open(path).ok());
+        let listening = tables.flat_map(|table| listening(BufReader::new(table)));
+        let listening: Vec<SocketAddr> = listening.filter(|address| address.port() == *port).collect();
         if let Some(address) = listening.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
             tracing::warn!(
                 address = %address,
@@ -35,8 +36,8 @@ pub async fn watch(upstream: &Upstream) {
 }
 
 /// The listening sockets of a table as the kernel writes it (proc(5), `/proc/net/tcp`).
-fn listening(table: &str) -> impl Iterator<Item = SocketAddr> {
-    table.lines().skip(1).filter_map(|line| {
+fn listening(table: impl BufRead) -> impl Iterator<Item = SocketAddr> {
+    table.lines().map_while(Result::ok).skip(1).filter_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         let (local, _, state) = (words.next()?, words.next()?, words.next()?);
         (state == LISTEN).then(|| address(local)).flatten()
@@ -83,13 +84,14 @@ mod tests {
    5: xyz";
         let expected = ["127.0.0.1:8000", "0.0.0.0:80", "[::1]:8002", "[::]:8003"];
         let expected: Vec<SocketAddr> = expected.iter().map(|text| text.parse().unwrap()).collect();
-        assert_eq!(listening(table).collect::<Vec<_>>(), expected);
+        assert_eq!(listening(table.as_bytes()).collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn the_kernel_writes_such_a_table() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        assert!(listening(&table).any(|address| address == listener.local_addr().unwrap()), "{table}");
+        let table = std::fs::read("/proc/net/tcp").unwrap();
+        let found = listening(&*table).any(|address| address == listener.local_addr().unwrap());
+        assert!(found, "{}", String::from_utf8_lossy(&table));
     }
 }
