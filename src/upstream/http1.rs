@@ -32,7 +32,7 @@ use crate::message::uwsgi::Packet;
 use crate::metrics::{Count, Meter, Open};
 use crate::upstream::connect::Connector;
 use crate::upstream::keep_alive::KeepAlive;
-use crate::upstream::plain::{self, Asking, Heard};
+use crate::upstream::plain::{self, Asking, Heard, Told};
 use crate::upstream::stream::{Stream, StreamIo};
 use crate::upstream::{Answer, Limit, Source};
 
@@ -72,6 +72,8 @@ pub(super) struct Connection {
     stream: Rc<Stream>,
     /// What plain answers are read into.
     read: BytesMut,
+    /// Bytes of the next one to be read at first: as many as the last one had.
+    piece: usize,
     /// hyper's client, once there was need of it.
     hyper: Option<Box<Hyper>>,
     reused: bool,
@@ -104,8 +106,6 @@ enum Content {
         read: Bytes,
         /// Bytes that have not.
         left: u64,
-        /// Bytes to read at once.
-        piece: usize,
         keeps_alive: bool,
     },
 }
@@ -154,6 +154,7 @@ impl Pool {
         Ok(Box::new(Connection {
             stream: Stream::new(socket, address, self.connector.timeout()),
             read: BytesMut::new(),
+            piece: plain::PIECE,
             hyper: None,
             reused: false,
             is_request_written: true,
@@ -178,12 +179,10 @@ impl Pool {
         let heard =
             if plain { self.ask_plainly(&mut connection, &request, flight).await? } else { Heard::Other(Bytes::new()) };
         let response = match heard {
-            Heard::Plain(response) => response.map(|told| Content::Plain {
-                left: told.length,
-                read: told.read,
-                piece: plain::PIECE,
-                keeps_alive: told.keeps_alive,
-            }),
+            Heard::Plain(response) => {
+                connection.piece = plain::piece(response.body().length);
+                response.map(|Told { read, length, keeps_alive }| Content::Plain { read, left: length, keeps_alive })
+            }
             Heard::Other(read) => {
                 if !read.is_empty() {
                     connection.stream.resume(&read);
@@ -220,7 +219,7 @@ impl Pool {
         bytes.clear();
         let heard = if plain::write(&mut bytes, request) {
             let is_head = *request.method() == Method::HEAD;
-            let mut asking = Asking::new(&connection.stream, &bytes, is_head, &mut connection.read);
+            let mut asking = Asking::new(&connection.stream, &bytes, is_head, &mut connection.read, connection.piece);
             std::future::poll_fn(|cx| match asking.poll(cx) {
                 Poll::Ready(heard) => Poll::Ready(heard.map_err(|error| broken(&error))),
                 Poll::Pending => overdue(flight).map_or(Poll::Pending, |failure| Poll::Ready(Err(failure))),
@@ -245,6 +244,9 @@ impl Pool {
             let idle_for = now.duration_since(*since);
             if connection.is_alive() {
                 *open_for = idle_for;
+                if idle_for >= PAUSE {
+                    connection.read = BytesMut::new();
+                }
                 return true;
             }
             self.found_closed(idle_for, *open_for, now);
@@ -429,13 +431,8 @@ impl Relay {
         let ended = match &self.content {
             Content::Hyper(_) => connection.settles(),
             // Something behind its end is no part of it, and who knows of what.
-            Content::Plain { read, left, piece, keeps_alive } => {
-                let ended = *left == 0 && read.is_empty() && connection.read.is_empty();
-                if *piece > plain::PIECE {
-                    // A large answer's buffer is too large to be idle.
-                    connection.read = BytesMut::new();
-                }
-                ended && *keeps_alive
+            Content::Plain { read, left, keeps_alive } => {
+                *keeps_alive && *left == 0 && read.is_empty() && connection.read.is_empty()
             }
         };
         if ended && connection.is_request_written && !connection.stream.is_uwsgi() {
@@ -444,19 +441,16 @@ impl Relay {
     }
 
     fn poll_plain(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let Content::Plain { read, left, piece, .. } = &mut self.content else { return Poll::Ready(None) };
+        let Content::Plain { read, left, .. } = &mut self.content else { return Poll::Ready(None) };
         if *left > 0 && read.is_empty() {
             let terminated = Poll::Ready(Some(Err(Failure::ConnectionTerminated)));
             let Some(connection) = &mut self.connection else { return terminated };
             let mut io = StreamIo(Rc::clone(&connection.stream));
-            let wanted = usize::try_from(*left).unwrap_or(usize::MAX).min(*piece);
+            let wanted = usize::try_from(*left).unwrap_or(usize::MAX).min(plain::MAX_PIECE);
             let count = ready!(plain::poll_read(&mut io, cx, &mut connection.read, wanted));
             if count.is_err() || count.is_ok_and(|count| count == 0) {
                 self.connection = None;
                 return terminated;
-            }
-            if connection.read.len() == connection.read.capacity() {
-                *piece = (*piece * 2).min(BUFFER);
             }
             *read = connection.read.split().freeze();
         }
@@ -586,5 +580,7 @@ fn broken(error: &io::Error) -> Failure {
 
 /// An app that closes its connections after each answer has done so by then.
 const CLOSING_TIME: Duration = Duration::from_millis(20);
+/// How long an idle connection keeps its buffer.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes that hyper may hold for one direction of one connection; also the bound on a response head.
 const BUFFER: usize = 64 * 1024;

@@ -80,6 +80,7 @@ pub(super) struct Asking<'a> {
     request: &'a [u8],
     is_head: bool,
     read: &'a mut BytesMut,
+    piece: usize,
 }
 
 /// What was read of an answer.
@@ -103,11 +104,17 @@ pub(super) struct Told {
 }
 
 impl<'a> Asking<'a> {
-    /// `read` is empty, and the connection's buffer.
-    pub(super) fn new(stream: &Rc<Stream>, request: &'a [u8], is_head: bool, read: &'a mut BytesMut) -> Self {
+    /// `read` is empty, and the connection's buffer; a first read takes up to `piece` bytes.
+    pub(super) fn new(
+        stream: &Rc<Stream>,
+        request: &'a [u8],
+        is_head: bool,
+        read: &'a mut BytesMut,
+        piece: usize,
+    ) -> Self {
         // Nearly always the room of the last answer, which has gone.
-        read.reserve(PIECE);
-        Self { io: StreamIo(Rc::clone(stream)), request, is_head, read }
+        read.reserve(piece);
+        Self { io: StreamIo(Rc::clone(stream)), request, is_head, read, piece }
     }
 
     /// Whether all of the request has been written. An app may answer before.
@@ -124,7 +131,7 @@ impl<'a> Asking<'a> {
             }
         }
         loop {
-            if ready!(poll_read(&mut self.io, cx, self.read, PIECE))? == 0 {
+            if ready!(poll_read(&mut self.io, cx, self.read, self.piece))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
             let bytes = self.read.split().freeze();
@@ -137,14 +144,15 @@ impl<'a> Asking<'a> {
     }
 }
 
-/// Reads what there is, and says how many bytes that were. Makes room for `piece` bytes where there is little.
+/// Reads what there is, and says how many bytes that were. Makes room for `piece` bytes where there is less than half of
+/// that: a block that stands behind a few bytes is memory that nobody counts.
 pub(super) fn poll_read(
     io: &mut StreamIo,
     cx: &mut Context<'_>,
     read: &mut BytesMut,
     piece: usize,
 ) -> Poll<io::Result<usize>> {
-    if read.capacity() - read.len() < piece.min(LEAST) {
+    if read.capacity() - read.len() < piece.div_ceil(2) {
         read.reserve(piece);
     }
     pin!(io.read_buf(read)).poll(cx)
@@ -206,10 +214,15 @@ fn response(found: &httparse::Response<'_, '_>, read: Bytes, bytes: &Bytes, is_h
 
 /// Bytes of an answer's head.
 const MAX_HEAD: usize = 64 * 1024;
-/// Bytes of a first read.
+/// Bytes to be read at first of an answer that is like one of this length.
+pub(super) fn piece(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX).saturating_add(TYPICAL_HEAD).clamp(PIECE, PIECE + MAX_PIECE)
+}
+
+/// Bytes to be read at least, and at most, at once; with the most, a head's beside.
 pub(super) const PIECE: usize = 8 * 1024;
-/// Bytes that are worth a read.
-const LEAST: usize = 2 * 1024;
+pub(super) const MAX_PIECE: usize = 64 * 1024;
+const TYPICAL_HEAD: usize = 1024;
 
 #[cfg(test)]
 mod tests {
