@@ -102,9 +102,9 @@ pub(super) struct Relay {
 enum Content {
     Hyper(Incoming),
     Plain {
-        /// What has been read.
+        /// What has been read and not been handed out.
         read: Bytes,
-        /// Bytes that have not.
+        /// Bytes that have not been handed out, read or not.
         left: u64,
         keeps_alive: bool,
     },
