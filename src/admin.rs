@@ -137,7 +137,7 @@ impl Admin {
             }
             Protocol::Uwsgi => {
                 let (head, _) = request.into_parts();
-                let packet = Packet::new(&head, None, 0).map_err(|failure| format!("{path}: {failure}"))?;
+                let packet = Packet::new(&head.into(), None, 0).map_err(|failure| format!("{path}: {failure}"))?;
                 uwsgi::ask(socket, &packet).await.map_err(|error| format!("{path}: {error}"))?
             }
         };

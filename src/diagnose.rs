@@ -5,11 +5,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use http::header::{self, HeaderMap};
 use ipnet::IpNet;
 
 use crate::message::authority::{Authority, Host};
 use crate::message::forwarding::{self, Peer};
+use crate::message::lines::FieldLines;
+use crate::message::names::{Known, USER_AGENT, VIA, X_AMZ_CF_ID};
 use crate::networks::Networks;
 use crate::policy::{Hosts, ProbeHosts, Refusal, Rules};
 
@@ -25,7 +26,7 @@ pub struct Evidence<'a> {
     /// Whether the peer is private, or trusted.
     pub inside: bool,
     /// The fields, as they came.
-    pub headers: &'a HeaderMap,
+    pub fields: &'a FieldLines,
 }
 
 /// Who sends requests like this one.
@@ -234,7 +235,7 @@ fn hint(when: &str, remedy: Option<&(&'static str, String)>, rest: &str) -> Stri
 
 /// Who sent it. Looks through the whole list of allowed hosts, so not to be asked at every request.
 pub fn sender(evidence: &Evidence<'_>, rules: &Rules) -> Sender {
-    let agent = evidence.field(header::USER_AGENT.as_str());
+    let agent = evidence.field(USER_AGENT);
     let elb = agent.starts_with("ELB-HealthChecker/");
     let (peer, local) = (evidence.peer.address, evidence.peer.local);
     let inside = evidence.inside;
@@ -257,7 +258,7 @@ pub fn sender(evidence: &Evidence<'_>, rules: &Rules) -> Sender {
     if agent.starts_with(ROUTE_53) {
         return Sender::Route53;
     }
-    let forwarded = forwarding::is_forwarded(evidence.headers);
+    let forwarded = forwarding::is_forwarded(evidence.fields);
     if let Host::Ip(address) = authority.host {
         return match (elb && inside && !forwarded, authority.port) {
             // An NLB's check names the address that it comes from; an ALB's the one that it goes to, with the port that
@@ -270,12 +271,11 @@ pub fn sender(evidence: &Evidence<'_>, rules: &Rules) -> Sender {
             (false, _) => Sender::Unknown,
         };
     }
-    if evidence.headers.keys().any(|name| name.as_str().starts_with("x-amzn-apigateway-"))
-        || evidence.has(header::VIA.as_str(), "AmazonAPIGateway")
-    {
+    let mut names = evidence.fields.iter().map(|(name, _)| name.as_str());
+    if names.any(|name| name.starts_with("x-amzn-apigateway-")) || evidence.has(VIA, "AmazonAPIGateway") {
         return Sender::ApiGateway;
     }
-    if evidence.headers.contains_key("x-amz-cf-id") || evidence.has(header::VIA.as_str(), "(CloudFront)") {
+    if evidence.fields.contains(X_AMZ_CF_ID) || evidence.has(VIA, "(CloudFront)") {
         return Sender::CloudFront;
     }
     let Host::Name(name) = authority.host else { return Sender::Unknown };
@@ -283,7 +283,7 @@ pub fn sender(evidence: &Evidence<'_>, rules: &Rules) -> Sender {
     if is_allowed_on_another_port(&name, rules) {
         return Sender::OtherPort;
     }
-    if evidence.headers.contains_key("x-envoy-expected-rq-timeout-ms") {
+    if evidence.fields.iter().any(|(name, _)| name.as_str() == "x-envoy-expected-rq-timeout-ms") {
         return Sender::ServiceConnect;
     }
     if name.ends_with(".elb.amazonaws.com") || name.ends_with(".elb.amazonaws.com.cn") {
@@ -303,12 +303,12 @@ pub fn sender(evidence: &Evidence<'_>, rules: &Rules) -> Sender {
 }
 
 impl Evidence<'_> {
-    fn field(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    fn field(&self, name: Known) -> &str {
+        self.fields.get(name).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default()
     }
 
-    fn has(&self, name: &str, part: &str) -> bool {
-        self.headers.get_all(name).iter().any(|value| value.to_str().is_ok_and(|value| value.contains(part)))
+    fn has(&self, name: Known, part: &str) -> bool {
+        self.fields.get_all(name).any(|value| std::str::from_utf8(value).is_ok_and(|value| value.contains(part)))
     }
 
     fn address(&self) -> Option<IpAddr> {

@@ -13,8 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
-use http::header::{self, HeaderValue};
+use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::body::blocks::Blocks;
@@ -24,6 +23,8 @@ use crate::exchange::Exchange;
 use crate::flight::{Flight, WaitingFor};
 use crate::incoming::Incoming;
 use crate::message::fields;
+use crate::message::lines::FieldLines;
+use crate::message::names::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING};
 
 pub use buffer::Buffering;
 
@@ -93,16 +94,18 @@ impl RequestBody {
     }
 
     /// Makes the head say how long the body is, once that is known. A length has no trailers after it.
-    pub fn write_framing(&self, headers: &mut HeaderMap) {
+    pub fn write_framing(&self, fields: &mut FieldLines) {
         match (&self.0, self.size_hint().exact()) {
             (Content::Empty, _) | (Content::Streamed(..), Some(_)) => {}
             (_, None) => {
                 // Said outright, because hyper would send a GET of unknown length without its body.
-                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+                fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
             (_, Some(length)) => {
-                headers.remove(header::TRAILER);
-                headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+                fields.remove(TRAILER);
+                if !fields.contains(CONTENT_LENGTH) {
+                    fields.insert(CONTENT_LENGTH, length.into());
+                }
             }
         }
     }

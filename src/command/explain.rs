@@ -6,8 +6,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
+use http::header::{self, HeaderName, HeaderValue};
 use http::{Request, Version};
 use serde_json::{Value, json};
 
@@ -18,6 +17,8 @@ use crate::discovery;
 use crate::error::Failure;
 use crate::message::forwarding::Peer;
 use crate::message::framing::RequestFraming;
+use crate::message::head::RequestHead;
+use crate::message::lines::FieldLines;
 use crate::message::uwsgi::Packet;
 use crate::policy::{OwnAddresses, Policy, Rule, Verdict};
 use crate::proxy::request::{self, Inbound};
@@ -62,7 +63,7 @@ struct Explained {
 /// What the app would see.
 struct Seen {
     request_line: String,
-    fields: HeaderMap,
+    fields: FieldLines,
     /// What they are for an app that speaks uwsgi.
     packet: Option<Packet>,
 }
@@ -75,8 +76,8 @@ enum Unread {
 }
 
 /// The request that is asked about: raw bytes, or what the flags say.
-fn request(asked: &Explain, input: &mut impl Read, most: usize) -> Result<Parts, Unread> {
-    let (mut head, ()) = if asked.raw {
+fn request(asked: &Explain, input: &mut impl Read, most: usize) -> Result<RequestHead, Unread> {
+    let (head, ()) = if asked.raw {
         let mut bytes = Vec::new();
         input.take(most as u64 + 1).read_to_end(&mut bytes).map_err(Unread::Input)?;
         parse(&bytes, most).map_err(Unread::Request)?.into_parts()
@@ -87,12 +88,13 @@ fn request(asked: &Explain, input: &mut impl Read, most: usize) -> Result<Parts,
         *request.version_mut() = if asked.http10 { Version::HTTP_10 } else { Version::HTTP_11 };
         request.into_parts()
     };
+    let mut head = RequestHead::from(head);
     if let Some(host) = &asked.host {
         let host = HeaderValue::from_str(host).map_err(|_| Unread::Request(CONTROL))?;
-        head.headers.append(header::HOST, host);
+        head.fields.append(header::HOST, host);
     }
     for (name, value) in &asked.headers {
-        head.headers.append(name, value.clone());
+        head.fields.append(name.clone(), value.clone());
     }
     Ok(head)
 }
@@ -125,7 +127,7 @@ impl Explained {
         Self { verdict: None, tried: Vec::new(), outcome: Err(failure), diagnosis: None, host: None, seen: None }
     }
 
-    fn of(config: &Config, policy: &Policy, asked: &Explain, mut head: Parts) -> Self {
+    fn of(config: &Config, policy: &Policy, asked: &Explain, mut head: RequestHead) -> Self {
         let port = asked.local_port.unwrap_or_else(|| config.listen.port());
         let local = SocketAddr::new(asked.local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
         let peer = Peer::new(asked.peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), local, &policy.trusted);
@@ -143,7 +145,7 @@ impl Explained {
             Verdict::Refused(refusal) | Verdict::Reported(refusal) => {
                 let inside = policy.is_inside(peer.address);
                 let evidence =
-                    Evidence { refusal, authority: authority.as_ref(), peer: &peer, inside, headers: &head.headers };
+                    Evidence { refusal, authority: authority.as_ref(), peer: &peer, inside, fields: &head.fields };
                 Some(diagnose(&evidence, &config.rules))
             }
         };
@@ -154,8 +156,8 @@ impl Explained {
                 Protocol::Http | Protocol::H2c => None,
                 Protocol::Uwsgi => Some(Packet::new(&head, None, 0)?),
             };
-            let request_line = format!("{} {} {:?}", head.method, head.uri, head.version);
-            Ok(Seen { request_line, fields: head.headers, packet })
+            let request_line = format!("{} {} {:?}", head.method, head.target, head.version);
+            Ok(Seen { request_line, fields: head.fields, packet })
         });
         Self { verdict: Some(verdict), tried, outcome, diagnosis, host, seen: None }
     }
@@ -224,8 +226,8 @@ impl Explained {
             }
             Ok(Seen { request_line, fields, packet: None }) => {
                 writeln!(out, "\nthe app sees\n\n  {request_line}")?;
-                for (name, value) in fields {
-                    writeln!(out, "  {name}: {}", String::from_utf8_lossy(value.as_bytes()))?;
+                for (name, value) in fields.iter() {
+                    writeln!(out, "  {}: {}", name.as_str(), String::from_utf8_lossy(value))?;
                 }
                 Ok(())
             }
@@ -233,11 +235,8 @@ impl Explained {
     }
 
     fn json(&self, config: &Config) -> Value {
-        let fields = |headers: &HeaderMap| -> Vec<Value> {
-            headers
-                .iter()
-                .map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]))
-                .collect()
+        let fields = |fields: &FieldLines| -> Vec<Value> {
+            fields.iter().map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value)])).collect()
         };
         let sees = |seen: &Seen| {
             let mut sees = json!({ "request_line": seen.request_line, "fields": fields(&seen.fields) });

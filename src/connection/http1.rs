@@ -29,6 +29,7 @@ use crate::error::Failure;
 use crate::exchange::Exchange;
 use crate::flight::{Flight, WaitingFor};
 use crate::incoming::Incoming;
+use crate::message::head::RequestHead;
 use crate::proxy::request::make_request_id;
 use crate::proxy::{Client, Silence};
 use crate::socket::Socket;
@@ -77,7 +78,10 @@ impl Server {
         let wire = Wire::new(socket, config.max_header_size, flight, config.body_timeout, detect);
         let (end, whole, read) = {
             let hyper = || {
-                let service = |request: Request<_>| self.answer(&client, &wire, request.map(Incoming::Http1));
+                let service = async |request: Request<_>| {
+                    let (head, body) = request.into_parts();
+                    self.answer(&client, &wire, &mut head.into(), Incoming::Http1(body)).await
+                };
                 http1::Builder::new()
                     .half_close(true)
                     // The wire has counted the head already; hyper has to be able to hold what it admits.
@@ -182,10 +186,11 @@ impl Server {
         &self,
         client: &Client,
         wire: &Wire,
-        request: Request<Incoming>,
+        head: &mut RequestHead,
+        body: Incoming,
     ) -> Result<Response<AnswerBody>, Silence> {
         wire.begin_exchange();
-        let mut response = self.proxy.handle(client, &wire.flight, request).await?;
+        let mut response = self.proxy.handle(client, &wire.flight, head, body).await?;
         if self.stage.get() != Stage::Running && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -233,8 +233,9 @@ impl Session {
         let is_head = request.method() == Method::HEAD;
         let (head, stream) = request.into_parts();
         let body = Incoming::http2(stream, &head.headers, &flight);
+        let mut head = head.into();
         let outcome = {
-            let mut answering = pin!(proxy.handle(&self.client, &flight, Request::from_parts(head, body)));
+            let mut answering = pin!(proxy.handle(&self.client, &flight, &mut head, body));
             poll_fn(|cx| {
                 flight.timer().register(cx.waker());
                 if self.is_cut(&flight) {

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 use tokio::io::{AsyncReadExt, AsyncWrite};
@@ -22,7 +22,9 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use crate::answer::{self, AnswerBody};
 use crate::connection::Server;
 use crate::incoming::Incoming;
-use crate::message::head::{MAX_FIELDS, read_fields, write_field};
+use crate::message::head::{MAX_FIELDS, RequestHead, write_field};
+use crate::message::lines::FieldLines;
+use crate::message::names::{self, Name};
 use crate::proxy::Client;
 use crate::wire::{Wire, WireIo};
 
@@ -52,13 +54,13 @@ impl Server {
             }
             let bytes = read.split().freeze();
             let plain = if wire.is_request_complete() { parse(&bytes) } else { None };
-            let Some(request) = plain else {
+            let Some((mut head, body)) = plain else {
                 wire.take_back(&bytes);
                 return Served::Other;
             };
             drop(bytes);
-            let is_head = *request.method() == Method::HEAD;
-            let Ok(response) = self.answer(client, wire, request).await else { return Served::Broken };
+            let is_head = head.method == Method::HEAD;
+            let Ok(response) = self.answer(client, wire, &mut head, body).await else { return Served::Broken };
             match write(&mut io, response, is_head).await {
                 Ok(true) => {}
                 Ok(false) => return Served::All,
@@ -69,7 +71,7 @@ impl Server {
 }
 
 /// The request that these bytes are, if they are a plain one.
-fn parse(bytes: &Bytes) -> Option<Request<Incoming>> {
+fn parse(bytes: &Bytes) -> Option<(RequestHead, Incoming)> {
     let mut lines = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut found = httparse::Request::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut found, bytes, &mut lines);
@@ -79,18 +81,16 @@ fn parse(bytes: &Bytes) -> Option<Request<Incoming>> {
     if found.version != Some(1) || method == Method::CONNECT || !target.starts_with('/') {
         return None;
     }
-    let headers = read_fields(found.headers, bytes, |name, value| match *name {
-        header::CONNECTION => value.eq_ignore_ascii_case(b"keep-alive"),
+    let fields = FieldLines::read(found.headers, bytes, |name, value| match name {
+        Name::Known(names::CONNECTION) => value.eq_ignore_ascii_case(b"keep-alive"),
         // These are about the connection, the framing or the version.
-        header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => false,
-        _ => true,
+        Name::Known(names::TRANSFER_ENCODING | names::UPGRADE | names::EXPECT | names::TE | names::TRAILER) => false,
+        Name::Known(_) | Name::Other(_) => true,
     })?;
-    // The wire has seen to it that the body is as long as that says.
-    let mut request = Request::new(Incoming::Read(bytes.slice(head..)));
-    *request.method_mut() = method;
-    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
-    *request.headers_mut() = headers;
-    Some(request)
+    let target = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
+    // The wire has seen to it that the body is as long as the fields say.
+    let body = Incoming::Read(bytes.slice(head..));
+    Some((RequestHead { method, target, version: Version::HTTP_11, fields }, body))
 }
 
 /// Writes an answer. Says whether another request may follow.
@@ -107,7 +107,7 @@ async fn write(io: &mut WireIo, response: Response<AnswerBody>, is_head: bool) -
         out.head.extend_from_slice(part);
     }
     for (name, value) in &head.headers {
-        write_field(&mut out.head, name, value);
+        write_field(&mut out.head, name.as_str(), value.as_bytes());
     }
     out.head.extend_from_slice(b"\r\n");
     drop(head);
@@ -259,10 +259,11 @@ mod tests {
     fn a_request_is_plain_when_it_is_about_nothing_but_itself() {
         let bytes =
             Bytes::from_static(b"POST /a?b HTTP/1.1\r\nHost: x\r\nSec-Fetch-Mode: cors\r\nContent-Length: 2\r\n\r\nhi");
-        let request = parse(&bytes).unwrap();
-        assert_eq!((request.method(), request.uri().to_string().as_str()), (&Method::POST, "/a?b"));
-        assert!(request.headers()["host"] == "x" && request.headers()["sec-fetch-mode"] == "cors");
-        assert!(matches!(request.body(), Incoming::Read(body) if body == "hi"));
+        let (head, body) = parse(&bytes).unwrap();
+        assert_eq!((&head.method, head.target.to_string().as_str()), (&Method::POST, "/a?b"));
+        let lines: Vec<_> = head.fields.iter().map(|(name, value)| (name.as_str(), value)).collect();
+        assert_eq!(lines, [("host", &b"x"[..]), ("sec-fetch-mode", b"cors"), ("content-length", b"2")]);
+        assert!(matches!(body, Incoming::Read(body) if body == "hi"));
         assert!(is_plain("GET / HTTP/1.1\r\nConnection: Keep-Alive\r\n\r\n"));
     }
 

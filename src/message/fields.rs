@@ -1,9 +1,12 @@
 //! Fields that must not go on: connection-specific ones in both directions, and what clients may not say.
 //!
-//! Strip first, then write: nothing that hostward writes is stripped again. The maps are edited in place,
+//! Strip first, then write: nothing that hostward writes is stripped again. Fields are edited in place,
 //! in one pass over the names; only what was found is removed.
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName};
+
+use crate::message::lines::FieldLines;
+use crate::message::names::{self, Known, Name};
 
 /// What the pass over a request's fields found out, besides stripping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,29 +19,23 @@ pub struct Found {
 ///
 /// Believed only when they come from `trusted` peers: the fields in which an Application Load Balancer
 /// tells who the user or the client certificate is.
-pub fn strip_request(headers: &mut HeaderMap, trusted: bool) -> Found {
-    let mut connection = false;
-    let mut te = false;
-    let mut doomed: Vec<HeaderName> = Vec::new();
-    for name in headers.keys() {
-        match judge(name.as_str(), trusted) {
-            Judgement::Pass => {}
-            Judgement::Connection => connection = true,
-            Judgement::Te => te = true,
-            Judgement::Strip => doomed.push(name.clone()),
-        }
-    }
+pub fn strip_request(fields: &mut FieldLines, trusted: bool) -> Found {
     let mut found = Found::default();
-    if te {
-        let trailers = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"trailers");
-        found.te_trailers = headers.get_all(header::TE).iter().any(trailers);
-        headers.remove(header::TE);
-    }
-    if connection {
-        strip_connection_options(headers);
-    }
-    for name in doomed {
-        headers.remove(name);
+    let mut options = Vec::new();
+    fields.retain(|name, value| match name {
+        Name::Known(known) if is_for_the_app(*known) => true,
+        Name::Known(names::CONNECTION) => {
+            options.extend(connection_options(value).filter_map(|option| Name::read(option).ok()));
+            false
+        }
+        Name::Known(names::TE) => {
+            found.te_trailers |= value.eq_ignore_ascii_case(b"trailers");
+            false
+        }
+        name => !is_to_be_stripped(name.as_str(), trusted),
+    });
+    if !options.is_empty() {
+        fields.retain(|name, _| !options.contains(name));
     }
     found
 }
@@ -84,14 +81,14 @@ pub fn is_response_framing_plain(headers: &mut HeaderMap) -> bool {
 /// Strips from a trailer section what has a meaning only in a head: framing, routing, and whatever a client
 /// may not say (RFC 9110 §6.5.1).
 pub fn strip_trailers(trailers: &mut HeaderMap) {
-    strip_request(trailers, false);
-    for name in [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::AUTHORIZATION, header::COOKIE]
-    {
-        trailers.remove(name);
-    }
-    let forwarding: Vec<HeaderName> =
-        trailers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
-    for name in forwarding {
+    strip_connection_options(trailers);
+    let only_in_heads = [header::HOST, header::CONTENT_LENGTH, header::TE, header::AUTHORIZATION, header::COOKIE];
+    let doomed = |name: &&HeaderName| {
+        let text = name.as_str();
+        only_in_heads.contains(name) || text.starts_with("x-forwarded-") || is_to_be_stripped(text, false)
+    };
+    let doomed: Vec<HeaderName> = trailers.keys().filter(doomed).cloned().collect();
+    for name in doomed {
         trailers.remove(name);
     }
 }
@@ -107,50 +104,59 @@ pub fn strip_response_trailers(trailers: &mut HeaderMap) {
 /// forwarded and, for each connection-option in this field, remove any header or trailer field(s) from the
 /// message with the same name as the connection-option". It may stand on several lines: all of them count.
 fn strip_connection_options(headers: &mut HeaderMap) {
-    // Nearly always one line with one of these, and nothing else to remove.
-    let mut lines = headers.get_all(header::CONNECTION).iter();
-    let plain = match (lines.next(), lines.next()) {
-        (None, _) => return,
-        (Some(line), None) => {
-            let line = line.as_bytes();
-            line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close")
-        }
-        (Some(_), Some(_)) => false,
-    };
-    if !plain {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|b| *b == b','))
-            .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
-            // A client that names these wants the app to see another message than the one that was judged.
-            .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
+    if !headers.contains_key(header::CONNECTION) {
+        return;
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|line| connection_options(line.as_bytes()))
+        .filter_map(|option| HeaderName::from_bytes(option).ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
     }
     headers.remove(header::CONNECTION);
 }
 
-enum Judgement {
-    Pass,
-    Connection,
-    Te,
-    Strip,
+/// What a `Connection` line names that is to be removed with it.
+fn connection_options(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const KEPT: [&[u8]; 4] = [
+        b"",
+        // Nearly always this one, and such a field is removed in any case.
+        b"keep-alive",
+        // Whoever names these wants the app to see another message than the one that was judged.
+        b"host",
+        b"content-length",
+    ];
+    let options = line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    options.filter(|option| !KEPT.iter().any(|kept| option.eq_ignore_ascii_case(kept)))
 }
 
-/// What happens to a request's field of this name (which the `http` crate keeps in lower case). By length
-/// first: this runs for every field of every request.
-fn judge(name: &str, trusted: bool) -> Judgement {
+/// Whether a request's field goes on whoever has sent it, which is quicker to find out than by its text.
+fn is_for_the_app(name: Known) -> bool {
+    !matches!(
+        name,
+        names::CONNECTION
+            | names::EXPECT
+            | names::FORWARDED
+            | names::KEEP_ALIVE
+            | names::TE
+            | names::TRANSFER_ENCODING
+            | names::UPGRADE
+            | names::X_FORWARDED_HOST
+    )
+}
+
+/// Whether a request's field of this name, which is in lower case, must not go on. By length first: this runs for
+/// many fields of every request.
+fn is_to_be_stripped(name: &str, trusted: bool) -> bool {
     let strip = match name.len() {
-        2 if name == "te" => return Judgement::Te,
         5 => name == "proxy",
         6 => matches!(name, "expect" | "x-host"),
         7 => name == "upgrade",
         8 => name == "x-scheme",
         9 => name == "forwarded",
-        10 if name == "connection" => return Judgement::Connection,
         10 => name == "keep-alive",
         13 => name == "x-rewrite-url",
         14 => matches!(name, "http2-settings" | "x-original-url"),
@@ -161,15 +167,10 @@ fn judge(name: &str, trusted: bool) -> Judgement {
         20 => name == "x-forwarded-protocol",
         _ => false,
     };
-    if strip
+    strip
         // WSGI makes `X_Forwarded_For` and `X-Forwarded-For` one variable; nginx drops such names too.
         || has_underscore(name)
         || (!trusted && name.starts_with("x-amzn-") && ALB_ONLY.iter().any(|prefix| name.starts_with(prefix)))
-    {
-        Judgement::Strip
-    } else {
-        Judgement::Pass
-    }
 }
 
 /// Without a branch a byte, which is quicker than a search: names are short, and nearly none has one.
@@ -191,6 +192,8 @@ const CONNECTION_SPECIFIC: [HeaderName; 5] = [
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn map(lines: &[(&str, &str)]) -> HeaderMap {
@@ -201,6 +204,16 @@ mod tests {
         headers
     }
 
+    fn lines(lines: &[(&str, &str)]) -> FieldLines {
+        map(lines).into()
+    }
+
+    fn left(fields: &FieldLines) -> Vec<&str> {
+        let mut names: Vec<_> = fields.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
     fn names(headers: &HeaderMap) -> Vec<&str> {
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
@@ -209,7 +222,7 @@ mod tests {
 
     #[test]
     fn every_option_of_every_connection_line_is_removed() {
-        let mut headers = map(&[
+        let mut fields = lines(&[
             ("Connection", "close, X-One"),
             ("X-One", "1"),
             ("connection", " x-two ,x-three"),
@@ -219,25 +232,25 @@ mod tests {
             ("Keep-Alive", "timeout=5"),
             ("Proxy-Connection", "keep-alive"),
         ]);
-        strip_request(&mut headers, true);
-        assert_eq!(names(&headers), ["x-four"]);
+        strip_request(&mut fields, true);
+        assert_eq!(left(&fields), ["x-four"]);
     }
 
     #[test]
     fn a_connection_option_can_not_remove_the_host_or_the_length() {
-        let mut headers = map(&[
+        let mut fields = lines(&[
             ("Connection", "host, content-length, cookie"),
             ("Host", "a"),
             ("Content-Length", "1"),
             ("Cookie", "c"),
         ]);
-        strip_request(&mut headers, true);
-        assert_eq!(names(&headers), ["content-length", "host"]);
+        strip_request(&mut fields, true);
+        assert_eq!(left(&fields), ["content-length", "host"]);
     }
 
     #[test]
     fn what_a_client_may_not_say_is_removed_even_from_a_trusted_peer() {
-        let mut headers = map(&[
+        let mut fields = lines(&[
             ("X_Forwarded_For", "1"),
             ("X-Forwarded_Proto", "https"),
             ("Proxy", "http://evil"),
@@ -261,31 +274,40 @@ mod tests {
             ("X-Amzn-Trace-Id", "Root=1-2-3"),
             ("X-Forwarded-For", "1.2.3.4"),
         ]);
-        strip_request(&mut headers, true);
-        assert_eq!(names(&headers), ["accept", "x-amzn-trace-id", "x-forwarded-for"]);
+        strip_request(&mut fields, true);
+        assert_eq!(left(&fields), ["accept", "x-amzn-trace-id", "x-forwarded-for"]);
     }
 
     #[test]
     fn what_only_a_load_balancer_may_say_is_believed_from_trusted_peers_alone() {
-        let lines = [
+        let sent = [
             ("X-Amzn-Oidc-Identity", "root"),
             ("x-amzn-mtls-clientcert", "c"),
             ("x-amzn-tls-version", "v"),
             ("x-amzn-trace-id", "t"),
         ];
-        let mut headers = map(&lines);
-        strip_request(&mut headers, true);
-        assert_eq!(headers.len(), 4);
-        strip_request(&mut headers, false);
-        assert_eq!(names(&headers), ["x-amzn-trace-id"]);
+        let mut fields = lines(&sent);
+        strip_request(&mut fields, true);
+        assert_eq!(fields.len(), 4);
+        strip_request(&mut fields, false);
+        assert_eq!(left(&fields), ["x-amzn-trace-id"]);
     }
 
     #[test]
     fn te_is_stripped_and_trailers_remembered() {
-        let mut headers = map(&[("TE", "trailers"), ("Connection", "te")]);
-        assert!(strip_request(&mut headers, true).te_trailers);
-        assert!(headers.is_empty());
-        assert!(!strip_request(&mut map(&[("TE", "gzip")]), true).te_trailers);
+        let mut fields = lines(&[("TE", "trailers"), ("Connection", "te")]);
+        assert!(strip_request(&mut fields, true).te_trailers);
+        assert!(fields.is_empty());
+        assert!(!strip_request(&mut lines(&[("TE", "gzip")]), true).te_trailers);
+    }
+
+    #[test]
+    fn of_the_known_names_those_are_for_the_app_that_are_never_stripped() {
+        for name in names::all() {
+            let specific = [names::CONNECTION, names::TE].contains(&name);
+            let stripped = specific || is_to_be_stripped(name.as_str(), false);
+            assert_eq!(is_for_the_app(name), !stripped, "{}", name.as_str());
+        }
     }
 
     #[test]

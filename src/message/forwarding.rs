@@ -7,9 +7,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderValue;
 
 use crate::message::authority::parse_port;
+use crate::message::lines::FieldLines;
+use crate::message::names::{
+    FORWARDED, Known, VIA, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PORT, X_FORWARDED_PROTO, X_REAL_IP,
+    X_REQUEST_ID,
+};
 use crate::networks::Networks;
 
 /// The other end of a connection: what is the same for all its requests.
@@ -53,17 +58,15 @@ impl Peer {
 }
 
 /// Whether a proxy stands between the sender of this request and us: no probe's request says so.
-pub fn is_forwarded(headers: &HeaderMap) -> bool {
-    headers.contains_key(X_FORWARDED_FOR)
-        || headers.contains_key(http::header::FORWARDED)
-        || headers.contains_key(http::header::VIA)
+pub fn is_forwarded(fields: &FieldLines) -> bool {
+    [X_FORWARDED_FOR, FORWARDED, VIA].iter().any(|name| fields.contains(*name))
 }
 
 /// Writes the forwarding fields of a request whose other fields have been stripped. `host` is what the app
 /// sees as `Host`, if anything; `scheme` what the peer spoke to us; `make_id` is asked only when the request
 /// brings no id that can be believed.
 pub fn write(
-    headers: &mut HeaderMap,
+    fields: &mut FieldLines,
     peer: &Peer,
     trusted: &Networks,
     host: Option<&HeaderValue>,
@@ -77,59 +80,60 @@ pub fn write(
     let mut port = None;
     let mut id = None;
     if peer.trusted {
-        if let Some(found) = client_address(headers, trusted) {
+        if let Some(found) = client_address(fields, trusted) {
             client = found;
             client_text = address_text(found);
         }
-        chain = continued(headers, &peer.address_text);
-        proto = last_element(headers, &X_FORWARDED_PROTO).and_then(scheme_of);
-        port = last_element(headers, &X_FORWARDED_PORT)
+        chain = continued(fields, &peer.address_text);
+        proto = last_element(fields, X_FORWARDED_PROTO).and_then(scheme_of);
+        port = last_element(fields, X_FORWARDED_PORT)
             .filter(|port| is_port(port))
             .and_then(|port| HeaderValue::from_bytes(port).ok());
-        id = headers.get(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes())).cloned();
+        id = fields.value(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes()));
     }
     let request_id = id.unwrap_or_else(make_id);
-    headers.insert(X_FORWARDED_FOR, chain);
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto.unwrap_or(scheme)));
-    headers.insert(X_FORWARDED_PORT, port.unwrap_or_else(|| peer.port_text.clone()));
-    headers.insert(X_REAL_IP, client_text);
-    headers.insert(X_REQUEST_ID, request_id.clone());
+    fields.insert(X_FORWARDED_FOR, chain);
+    fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto.unwrap_or(scheme)));
+    fields.insert(X_FORWARDED_PORT, port.unwrap_or_else(|| peer.port_text.clone()));
+    fields.insert(X_REAL_IP, client_text);
+    fields.insert(X_REQUEST_ID, request_id.clone());
     if let Some(host) = host {
-        headers.insert(X_FORWARDED_HOST, host.clone());
+        fields.insert(X_FORWARDED_HOST, host.clone());
     }
     Origin { client, request_id }
 }
 
 /// Writes the `Forwarded` field of RFC 7239 §4 from what [`write`] has written.
-pub fn write_forwarded(headers: &mut HeaderMap, client: IpAddr) {
+pub fn write_forwarded(fields: &mut FieldLines, client: IpAddr) {
     let mut text = match client {
         IpAddr::V4(address) => format!("for={address}"),
         // RFC 7239 §6: "an IPv6 address is always enclosed in square brackets", and a bracket needs quotes.
         IpAddr::V6(address) => format!("for=\"[{address}]\""),
     };
-    let value = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(host) = value(&X_FORWARDED_HOST) {
+    let value =
+        |name| fields.get(name).and_then(|value| std::str::from_utf8(value).ok()).filter(|value| value.is_ascii());
+    if let Some(host) = value(X_FORWARDED_HOST) {
         text.push_str(";host=\"");
         // RFC 9110 §5.6.4: a host has no quotes and no backslashes (message::authority refuses them).
         text.push_str(host);
         text.push('"');
     }
-    if let Some(proto) = value(&X_FORWARDED_PROTO) {
+    if let Some(proto) = value(X_FORWARDED_PROTO) {
         text.push_str(";proto=");
         text.push_str(proto);
     }
     if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
-        headers.insert(http::header::FORWARDED, value);
+        fields.insert(FORWARDED, value);
     }
 }
 
 /// The right-most address of `X-Forwarded-For` that isn't a trusted proxy's; the left-most one if all are.
 /// Stops at what is no address: whoever stands left of it can't be vouched for.
-fn client_address(headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
+fn client_address(fields: &FieldLines, trusted: &Networks) -> Option<IpAddr> {
     let mut client = None;
     // Empty lines say nothing, and `continued` leaves them out: whoever comes next must find the same client.
-    for line in headers.get_all(X_FORWARDED_FOR).iter().rev().filter(|line| !line.is_empty()) {
-        for element in line.as_bytes().rsplit(|b| *b == b',') {
+    for line in fields.get_all(X_FORWARDED_FOR).rev().filter(|line| !line.is_empty()) {
+        for element in line.rsplit(|b| *b == b',') {
             let Some(address) = node(element) else { return client };
             client = Some(address);
             if !trusted.contains(address) {
@@ -155,15 +159,15 @@ fn node(element: &[u8]) -> Option<IpAddr> {
 }
 
 /// The chain so far on one line, and the peer at its end.
-fn continued(headers: &HeaderMap, peer: &HeaderValue) -> HeaderValue {
-    let lines = || headers.get_all(X_FORWARDED_FOR).iter().filter(|line| !line.is_empty());
+fn continued(fields: &FieldLines, peer: &HeaderValue) -> HeaderValue {
+    let lines = || fields.get_all(X_FORWARDED_FOR).filter(|line| !line.is_empty());
     let length: usize = lines().map(|line| line.len() + 2).sum();
     if length == 0 {
         return peer.clone();
     }
     let mut chain = Vec::with_capacity(length + peer.len());
     for line in lines() {
-        chain.extend_from_slice(line.as_bytes());
+        chain.extend_from_slice(line);
         chain.extend_from_slice(b", ");
     }
     chain.extend_from_slice(peer.as_bytes());
@@ -171,8 +175,8 @@ fn continued(headers: &HeaderMap, peer: &HeaderValue) -> HeaderValue {
 }
 
 /// The right-most element of the right-most line: what the nearest proxy said.
-fn last_element<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h [u8]> {
-    let line = headers.get_all(name).iter().next_back()?.as_bytes();
+fn last_element(fields: &FieldLines, name: Known) -> Option<&[u8]> {
+    let line = fields.get_all(name).next_back()?;
     Some(memchr::memrchr(b',', line).map_or(line, |comma| line[comma + 1..].trim_ascii()))
 }
 
@@ -230,18 +234,11 @@ const UNKNOWN: HeaderValue = HeaderValue::from_static("unknown");
 
 /// Bytes of `255.255.255.255`.
 const LONGEST_V4: usize = 15;
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Written here, and overruled by the proxy on a probe.
-pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// What the client connected to.
-pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// The client, as hostward believes it to be.
-pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderMap, HeaderName};
+
     use super::*;
 
     const LOCAL: &str = "10.0.2.100:8080";
@@ -251,14 +248,14 @@ mod tests {
     }
 
     fn written(peer: &str, lines: &[(&'static str, &str)]) -> (HeaderMap, Origin) {
-        let mut headers = HeaderMap::new();
+        let mut fields = FieldLines::default();
         for (name, value) in lines {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+            fields.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
         let peer = Peer::new(peer.parse().unwrap(), LOCAL.parse().unwrap(), &networks());
         let host = HeaderValue::from_static("www.example.com:8443");
-        let origin = write(&mut headers, &peer, &networks(), Some(&host), "http", || HeaderValue::from_static("made"));
-        (headers, origin)
+        let origin = write(&mut fields, &peer, &networks(), Some(&host), "http", || HeaderValue::from_static("made"));
+        (fields.into_map().unwrap(), origin)
     }
 
     fn client(xff: &str) -> String {
@@ -366,10 +363,14 @@ mod tests {
 
     #[test]
     fn forwarded_says_the_same_in_the_standard_s_words() {
-        let (mut headers, origin) =
+        let (headers, origin) =
             written("10.0.1.7", &[("x-forwarded-for", "2001:db8::5"), ("x-forwarded-proto", "https")]);
-        write_forwarded(&mut headers, origin.client);
-        assert_eq!(headers["forwarded"], "for=\"[2001:db8::5]\";host=\"www.example.com:8443\";proto=https");
+        let mut fields = FieldLines::from(headers);
+        write_forwarded(&mut fields, origin.client);
+        assert_eq!(
+            fields.into_map().unwrap()["forwarded"],
+            "for=\"[2001:db8::5]\";host=\"www.example.com:8443\";proto=https"
+        );
     }
 
     #[test]

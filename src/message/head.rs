@@ -1,14 +1,48 @@
-//! The fields of HTTP/1.1 heads, between text and map. What delimits a message is not looked at here.
+//! Heads, and what is read and written of them as text. What delimits a message is not looked at here.
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Uri, Version, request};
 
-use crate::message::names;
+use crate::message::lines::FieldLines;
+use crate::message::names::Name;
+
+/// The head of a request.
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    /// The method.
+    pub method: Method,
+    /// The request target.
+    pub target: Uri,
+    /// The version.
+    pub version: Version,
+    /// The field lines.
+    pub fields: FieldLines,
+}
+
+impl From<request::Parts> for RequestHead {
+    fn from(parts: request::Parts) -> Self {
+        let request::Parts { method, uri: target, version, headers, .. } = parts;
+        Self { method, target, version, fields: headers.into() }
+    }
+}
+
+impl RequestHead {
+    /// As the `http` crate has it, and without the fields here. `None` when a value is none that it takes.
+    pub fn take_request<B>(&mut self, body: B) -> Option<Request<B>> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.target.clone();
+        *request.version_mut() = self.version;
+        *request.headers_mut() = std::mem::take(&mut self.fields).into_map()?;
+        Some(request)
+    }
+}
 
 /// Field lines of one head, as many as hyper takes.
 pub const MAX_FIELDS: usize = 100;
 
-/// Puts the lines that httparse has found in `head` into a map, with their values where they are. `None` when one of them
+/// Puts the lines of a response that httparse has found in `head` into a map, with their values where they are. `None` when one of them
 /// is no field line, or `pass` says no.
 pub fn read_fields(
     lines: &[httparse::Header<'_>],
@@ -17,7 +51,7 @@ pub fn read_fields(
 ) -> Option<HeaderMap> {
     let mut headers = HeaderMap::with_capacity(lines.len() + ADDED);
     for line in lines {
-        let name = names::name(line.name.as_bytes()).ok()?;
+        let name = HeaderName::from(Name::read(line.name.as_bytes()).ok()?);
         if !pass(&name, line.value) {
             return None;
         }
@@ -27,10 +61,9 @@ pub fn read_fields(
 }
 
 /// Writes a field line.
-pub fn write_field(text: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
-    let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+pub fn write_field(text: &mut Vec<u8>, name: &str, value: &[u8]) {
     text.reserve(name.len() + value.len() + ": \r\n".len());
-    text.extend_from_slice(name);
+    text.extend_from_slice(name.as_bytes());
     text.extend_from_slice(b": ");
     text.extend_from_slice(value);
     text.extend_from_slice(b"\r\n");

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod framing;
 pub mod head;
 pub mod interim;
+pub mod lines;
 pub mod names;
 pub mod upgrade;
 pub mod uwsgi;

@@ -4,22 +4,98 @@
 use http::HeaderName;
 use http::header::InvalidHeaderName;
 
-/// The name that a field line begins with.
-///
-/// # Errors
-///
-/// When it is no token (RFC 9110 §5.1).
-pub fn name(bytes: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
-    let mut folded = [0; LONGEST];
-    if let Some(start) = folded.get_mut(..bytes.len()) {
-        start.copy_from_slice(bytes);
+/// One of these names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known(usize);
+
+/// The name of a field line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// One that is known. None of those is ever among the others.
+    Known(Known),
+    /// Any other.
+    Other(HeaderName),
+}
+
+impl Known {
+    /// The name with this text, for constants.
+    const fn of(text: &str) -> Self {
+        let text = padded(text);
+        let mut at = 0;
+        while at < COUNT {
+            let mut same = true;
+            let mut byte = 0;
+            while byte < LONGEST {
+                same &= PADDED[at][byte] == text[byte];
+                byte += 1;
+            }
+            if same {
+                return Self(at);
+            }
+            at += 1;
+        }
+        panic!("this name isn't among those that are known");
+    }
+
+    /// The name that these bytes are, in whatever case.
+    pub fn find(name: &[u8]) -> Option<Self> {
+        let mut folded = [0; LONGEST];
+        folded.get_mut(..name.len())?.copy_from_slice(name);
         // All of it, and compared all of it: a length that is known is a few instructions.
         folded.make_ascii_lowercase();
-        if let Some((_, name)) = of_length(bytes.len()).iter().find(|(text, _)| *text == folded) {
-            return Ok(name.clone());
+        let (first, end) = (FIRST[name.len()], FIRST[name.len() + 1]);
+        (first..end).find(|at| PADDED[*at] == folded).map(Self)
+    }
+
+    /// Its place in a set of bits.
+    pub fn bit(self) -> u128 {
+        1 << self.0
+    }
+
+    /// It, in lower case.
+    pub fn as_str(self) -> &'static str {
+        TEXTS[self.0]
+    }
+
+    /// It, for the `http` crate.
+    pub fn header_name(self) -> &'static HeaderName {
+        &NAMES[self.0]
+    }
+}
+
+impl Name {
+    /// The name that a field line begins with.
+    ///
+    /// # Errors
+    ///
+    /// When it is no token (RFC 9110 §5.1).
+    pub fn read(bytes: &[u8]) -> Result<Self, InvalidHeaderName> {
+        Known::find(bytes)
+            .map_or_else(|| HeaderName::from_bytes(bytes).map(Self::Other), |known| Ok(Self::Known(known)))
+    }
+
+    /// It, in lower case.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Known(known) => known.as_str(),
+            Self::Other(name) => name.as_str(),
         }
     }
-    HeaderName::from_bytes(bytes)
+}
+
+impl From<HeaderName> for Name {
+    fn from(name: HeaderName) -> Self {
+        Known::find(name.as_str().as_bytes()).map_or(Self::Other(name), Self::Known)
+    }
+}
+
+impl From<Name> for HeaderName {
+    fn from(name: Name) -> Self {
+        match name {
+            Name::Known(known) => known.header_name().clone(),
+            Name::Other(name) => name,
+        }
+    }
 }
 
 /// Bytes of the longest of them.
@@ -32,49 +108,100 @@ const fn padded(text: &str) -> [u8; LONGEST] {
     padded
 }
 
-macro_rules! names {
-    ($($length:literal: $($name:literal)*;)*) => {
-        /// Those of this length, behind their text.
-        fn of_length(length: usize) -> &'static [([u8; LONGEST], HeaderName)] {
-            match length {
-                $($length => {
-                    static NAMES: [([u8; LONGEST], HeaderName); [$($name),*].len()] =
-                        [$((padded($name), HeaderName::from_static($name))),*];
-                    &NAMES
-                })*
-                _ => &[],
-            }
+/// Where the names of each length begin, and the last of them end.
+const fn first() -> [usize; LONGEST + 2] {
+    let mut first = [0; LONGEST + 2];
+    let mut at = 0;
+    let mut length = 0;
+    while length < first.len() {
+        while at < COUNT && TEXTS[at].len() < length {
+            at += 1;
         }
+        first[length] = at;
+        length += 1;
+    }
+    const { assert!(COUNT <= 128, "the names fit a set of bits") };
+    assert!(at == COUNT, "the names stand in the order of their lengths");
+    first
+}
 
-        #[cfg(test)]
-        const ALL: &[(usize, &[&str])] = &[$(($length, &[$($name),*])),*];
+macro_rules! names {
+    ($($name:literal)*) => {
+        const TEXTS: &[&str] = &[$($name),*];
+        const COUNT: usize = TEXTS.len();
+        static NAMES: [HeaderName; COUNT] = [$(HeaderName::from_static($name)),*];
+        const PADDED: [[u8; LONGEST]; COUNT] = [$(padded($name)),*];
     };
 }
 
+// In the order of their lengths.
 names! {
-    3: "age" "via";
-    4: "host" "date" "etag" "vary";
-    6: "accept" "cookie" "server" "origin" "pragma";
-    7: "referer" "expires";
-    8: "location" "priority";
-    9: "x-real-ip" "sec-ch-ua" "x-api-key" "x-runtime";
-    10: "user-agent" "connection" "set-cookie" "tracestate" "keep-alive";
-    11: "x-amz-cf-id" "traceparent" "x-csrftoken";
-    12: "content-type" "x-request-id" "x-csrf-token" "x-powered-by";
-    13: "cache-control" "last-modified" "authorization" "if-none-match" "accept-ranges" "server-timing";
-    14: "content-length" "sec-fetch-site" "sec-fetch-mode" "sec-fetch-user" "sec-fetch-dest";
-    15: "accept-encoding" "accept-language" "x-frame-options" "referrer-policy" "x-forwarded-for" "x-amzn-trace-id";
-    16: "content-encoding" "x-forwarded-port" "x-forwarded-host" "sec-ch-ua-mobile" "x-requested-with" "x-correlation-id";
-    17: "if-modified-since" "x-forwarded-proto";
-    18: "sec-ch-ua-platform" "permissions-policy";
-    19: "content-disposition";
-    22: "x-content-type-options";
-    23: "content-security-policy";
-    25: "upgrade-insecure-requests" "strict-transport-security";
-    26: "cross-origin-opener-policy";
-    27: "access-control-allow-origin";
-    28: "cross-origin-resource-policy" "cross-origin-embedder-policy";
-    32: "access-control-allow-credentials";
+    "te"
+    "age" "via"
+    "host" "date" "etag" "vary"
+    "accept" "cookie" "expect" "server" "origin" "pragma"
+    "referer" "expires" "trailer" "upgrade"
+    "location" "priority"
+    "x-real-ip" "sec-ch-ua" "x-api-key" "x-runtime" "forwarded"
+    "user-agent" "connection" "set-cookie" "tracestate" "keep-alive"
+    "x-amz-cf-id" "traceparent" "x-csrftoken"
+    "content-type" "x-request-id" "x-csrf-token" "x-powered-by"
+    "cache-control" "last-modified" "authorization" "if-none-match" "accept-ranges" "server-timing"
+    "content-length" "sec-fetch-site" "sec-fetch-mode" "sec-fetch-user" "sec-fetch-dest"
+    "accept-encoding" "accept-language" "x-frame-options" "referrer-policy" "x-forwarded-for" "x-amzn-trace-id"
+    "content-encoding" "x-forwarded-port" "x-forwarded-host" "sec-ch-ua-mobile" "x-requested-with" "x-correlation-id"
+    "if-modified-since" "x-forwarded-proto" "transfer-encoding"
+    "sec-ch-ua-platform" "permissions-policy"
+    "content-disposition"
+    "x-content-type-options"
+    "content-security-policy"
+    "upgrade-insecure-requests" "strict-transport-security"
+    "cross-origin-opener-policy"
+    "access-control-allow-origin"
+    "cross-origin-resource-policy" "cross-origin-embedder-policy"
+    "access-control-allow-credentials"
+}
+
+static FIRST: [usize; LONGEST + 2] = first();
+
+macro_rules! constants {
+    ($($constant:ident = $name:literal;)*) => {
+        $(
+            #[doc = concat!("`", $name, "`")]
+            pub const $constant: Known = Known::of($name);
+        )*
+    };
+}
+
+constants! {
+    CONNECTION = "connection";
+    CONTENT_LENGTH = "content-length";
+    CONTENT_TYPE = "content-type";
+    COOKIE = "cookie";
+    EXPECT = "expect";
+    FORWARDED = "forwarded";
+    HOST = "host";
+    KEEP_ALIVE = "keep-alive";
+    TE = "te";
+    TRACEPARENT = "traceparent";
+    TRAILER = "trailer";
+    TRANSFER_ENCODING = "transfer-encoding";
+    UPGRADE = "upgrade";
+    USER_AGENT = "user-agent";
+    VIA = "via";
+    X_AMZN_TRACE_ID = "x-amzn-trace-id";
+    X_AMZ_CF_ID = "x-amz-cf-id";
+    X_FORWARDED_FOR = "x-forwarded-for";
+    X_FORWARDED_HOST = "x-forwarded-host";
+    X_FORWARDED_PORT = "x-forwarded-port";
+    X_FORWARDED_PROTO = "x-forwarded-proto";
+    X_REAL_IP = "x-real-ip";
+    X_REQUEST_ID = "x-request-id";
+}
+
+#[cfg(test)]
+pub(super) fn all() -> impl Iterator<Item = Known> {
+    (0..COUNT).map(Known)
 }
 
 #[cfg(test)]
@@ -82,28 +209,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_stands_where_it_is_looked_for_and_is_what_the_library_makes_of_it() {
-        for (length, names) in ALL {
-            for text in *names {
-                assert_eq!(text.len(), *length, "{text}");
-                for spelling in [(*text).to_owned(), text.to_ascii_uppercase()] {
-                    let found = name(spelling.as_bytes()).unwrap();
-                    assert_eq!((found.as_str(), &found), (*text, &text.parse().unwrap()), "{spelling}");
-                    assert!(of_length(*length).iter().any(|(_, known)| *known == found));
-                }
+    fn each_is_found_and_is_what_the_library_makes_of_it() {
+        for known in all() {
+            let text = known.as_str();
+            for spelling in [text.to_owned(), text.to_ascii_uppercase()] {
+                assert_eq!(Name::read(spelling.as_bytes()).unwrap(), Name::Known(known), "{spelling}");
             }
+            assert_eq!(*known.header_name(), text.parse::<HeaderName>().unwrap());
+            assert_eq!(Name::from(known.header_name().clone()), Name::Known(known));
         }
+        assert_eq!((HOST.as_str(), X_FORWARDED_PROTO.as_str()), ("host", "x-forwarded-proto"));
     }
 
     #[test]
     fn others_are_the_librarys() {
         for text in
-            ["host", "x-something-of-its-own", "sec-fetch-typo", "a-name-that-is-longer-than-all-of-them-together"]
+            ["hosts", "X-Something-Of-Its-Own", "sec-fetch-typo", "a-name-that-is-longer-than-all-of-them-together"]
         {
-            assert_eq!(name(text.as_bytes()).unwrap(), HeaderName::from_bytes(text.as_bytes()).unwrap());
+            let expected = HeaderName::from_bytes(text.as_bytes()).unwrap();
+            assert_eq!(Name::read(text.as_bytes()).unwrap(), Name::Other(expected));
         }
-        for text in ["", "a b", "sec-ch-ua:", "x\u{e9}"] {
-            assert!(name(text.as_bytes()).is_err(), "{text}");
+        for text in ["", "a b", "sec-ch-ua:", "x\u{e9}", "host\0"] {
+            assert!(Name::read(text.as_bytes()).is_err(), "{text}");
         }
     }
 }

@@ -4,59 +4,70 @@
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Version};
 
+use crate::message::head::RequestHead;
+use crate::message::lines::FieldLines;
+use crate::message::names::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+
 /// Whether a request asks for a WebSocket: RFC 6455 §4.1, a GET of HTTP/1.1 with `Upgrade: websocket` and
 /// `upgrade` among its connection options.
-pub fn asks_for_websocket(method: &Method, version: Version, headers: &HeaderMap) -> bool {
-    // The map has no `Upgrade` for nearly every request: one look-up.
-    headers.contains_key(header::UPGRADE)
-        && method == Method::GET
+pub fn asks_for_websocket(head: &RequestHead) -> bool {
+    let fields = &head.fields;
+    // Nearly no request has it: one look-up.
+    fields.contains(UPGRADE)
+        && head.method == Method::GET
         // A body in front of the tunnel would be taken for the tunnel's first bytes.
-        && !headers.contains_key(header::TRANSFER_ENCODING)
-        && headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0")
-        && version == Version::HTTP_11
-        && is_websocket(headers)
-        && has_upgrade_option(headers)
+        && !fields.contains(TRANSFER_ENCODING)
+        && fields.get(CONTENT_LENGTH).is_none_or(|length| length == b"0")
+        && head.version == Version::HTTP_11
+        && is_websocket(fields.get_all(UPGRADE))
+        && has_upgrade_option(fields.get_all(CONNECTION))
 }
 
 /// Whether a 101 agrees to what [`asks_for_websocket`] found: RFC 6455 §4.2.2.
 pub fn agrees_to_websocket(headers: &HeaderMap) -> bool {
-    is_websocket(headers) && has_upgrade_option(headers)
+    let lines = |name| headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    is_websocket(lines(header::UPGRADE)) && has_upgrade_option(lines(header::CONNECTION))
 }
 
-/// Writes the two fields that ask for a WebSocket, or agree to one, after the strip.
-pub fn write_websocket(headers: &mut HeaderMap) {
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+/// Writes the two fields that ask for a WebSocket, after the strip.
+pub fn ask_for_websocket(fields: &mut FieldLines) {
+    fields.insert(UPGRADE, WEBSOCKET);
+    fields.insert(CONNECTION, UPGRADE_OPTION);
 }
 
-fn is_websocket(headers: &HeaderMap) -> bool {
-    let mut lines = headers.get_all(header::UPGRADE).iter();
+/// Writes the two fields that agree to one, after the strip.
+pub fn agree_to_websocket(headers: &mut HeaderMap) {
+    headers.insert(header::UPGRADE, WEBSOCKET);
+    headers.insert(header::CONNECTION, UPGRADE_OPTION);
+}
+
+fn is_websocket<'a>(mut upgrade: impl Iterator<Item = &'a [u8]>) -> bool {
     // A list would leave the choice to the app: one protocol, on one line.
-    matches!((lines.next(), lines.next()), (Some(line), None) if line.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    matches!((upgrade.next(), upgrade.next()), (Some(line), None) if line.eq_ignore_ascii_case(b"websocket"))
 }
 
-fn has_upgrade_option(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|b| *b == b','))
-        .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+fn has_upgrade_option<'a>(connection: impl Iterator<Item = &'a [u8]>) -> bool {
+    let mut options = connection.flat_map(|line| line.split(|byte| *byte == b','));
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
 }
+
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
+const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("upgrade");
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn map(lines: &[(header::HeaderName, &'static str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
+    fn get(lines: &[(header::HeaderName, &'static str)]) -> RequestHead {
+        let mut head = RequestHead::from(http::Request::new(()).into_parts().0);
         for (name, value) in lines {
-            headers.append(name, HeaderValue::from_static(value));
+            head.fields.append(name.clone(), HeaderValue::from_static(value));
         }
-        headers
+        head
     }
 
     fn asks(lines: &[(header::HeaderName, &'static str)]) -> bool {
-        asks_for_websocket(&Method::GET, Version::HTTP_11, &map(lines))
+        asks_for_websocket(&get(lines))
     }
 
     #[test]
@@ -71,8 +82,8 @@ mod tests {
         assert!(!asks(&[(UPGRADE, "websocket"), (UPGRADE, "h2c"), (CONNECTION, "upgrade")]));
         assert!(!asks(&[(UPGRADE, "websocket"), (CONNECTION, "upgrade"), (header::TRANSFER_ENCODING, "chunked")]));
         assert!(!asks(&[(UPGRADE, "websocket"), (CONNECTION, "upgrade"), (header::CONTENT_LENGTH, "1")]));
-        let both = map(&[(UPGRADE, "websocket"), (CONNECTION, "upgrade")]);
-        assert!(!asks_for_websocket(&Method::POST, Version::HTTP_11, &both));
-        assert!(!asks_for_websocket(&Method::GET, Version::HTTP_10, &both));
+        let both = get(&[(UPGRADE, "websocket"), (CONNECTION, "upgrade")]);
+        assert!(!asks_for_websocket(&RequestHead { method: Method::POST, ..both.clone() }));
+        assert!(!asks_for_websocket(&RequestHead { version: Version::HTTP_10, ..both }));
     }
 }

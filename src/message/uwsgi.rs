@@ -6,11 +6,10 @@
 
 use std::borrow::Cow;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
-
 use crate::error::Failure;
-use crate::message::forwarding::{X_FORWARDED_PORT, X_FORWARDED_PROTO, X_REAL_IP};
+use crate::message::head::RequestHead;
+use crate::message::lines::FieldLines;
+use crate::message::names::{self, CONTENT_TYPE, COOKIE, HOST, Name, X_FORWARDED_PORT, X_FORWARDED_PROTO, X_REAL_IP};
 
 /// A request head as a uwsgi server reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,13 +22,12 @@ impl Packet {
     /// # Errors
     ///
     /// When the path can't be decoded, or the variables don't fit.
-    pub fn new(head: &Parts, length: Option<u64>, remote_port: u16) -> Result<Self, Failure> {
-        let Parts { method, uri: target, headers, .. } = head;
+    pub fn new(head: &RequestHead, length: Option<u64>, remote_port: u16) -> Result<Self, Failure> {
+        let RequestHead { method, target, fields, .. } = head;
         let path_info = decoded(target.path().as_bytes())?;
-        let value = |name: &HeaderName| headers.get(name).map(HeaderValue::as_bytes);
         // As the client sees it, because the app makes URLs of it: behind a load balancer that ends TLS, it isn't
         // what is spoken here. The field is hostward's word, written in `forwarding`.
-        let https = value(&X_FORWARDED_PROTO) == Some(b"https");
+        let https = fields.get(X_FORWARDED_PROTO) == Some(b"https");
         let mut packet = Self(Vec::with_capacity(TYPICAL));
         packet.0.extend_from_slice(&[WSGI, 0, 0, 0]);
 
@@ -41,7 +39,7 @@ impl Packet {
         packet.put("REQUEST_URI", [slash, as_it_came].concat())?;
         packet.put("PATH_INFO", path_info)?;
         packet.put("QUERY_STRING", target.query().unwrap_or_default())?;
-        packet.put("CONTENT_TYPE", joined(headers, &header::CONTENT_TYPE))?;
+        packet.put("CONTENT_TYPE", joined(fields, &Name::Known(CONTENT_TYPE)))?;
         packet.put("CONTENT_LENGTH", length.map(|length| length.to_string()).unwrap_or_default())?;
         // What hostward speaks to every app, whatever the client spoke: uWSGI begins its answer with this word, and
         // an answer can't be HTTP/2.0.
@@ -52,13 +50,13 @@ impl Packet {
         }
         // Whom hostward believes to be the client, as nginx says with its realip module. The load balancer's address,
         // which it says without, helps no app, and there is no server in between that could correct it.
-        packet.put("REMOTE_ADDR", value(&X_REAL_IP).unwrap_or(b"127.0.0.1"))?;
+        packet.put("REMOTE_ADDR", fields.get(X_REAL_IP).unwrap_or(b"127.0.0.1"))?;
         packet.put("REMOTE_PORT", remote_port.to_string())?;
-        packet.put("SERVER_NAME", server_name(value(&header::HOST).unwrap_or_default()))?;
+        packet.put("SERVER_NAME", server_name(fields.get(HOST).unwrap_or_default()))?;
         let default_port: &[u8] = if https { b"443" } else { b"80" };
         // The client's side as well: Django compares it with a Referer's.
-        packet.put("SERVER_PORT", value(&X_FORWARDED_PORT).unwrap_or(default_port))?;
-        packet.put_fields(headers)?;
+        packet.put("SERVER_PORT", fields.get(X_FORWARDED_PORT).unwrap_or(default_port))?;
+        packet.put_fields(fields)?;
 
         let size = u16::try_from(packet.0.len() - HEADER).map_err(|_| Failure::VariablesTooLarge)?;
         packet.0[1..3].copy_from_slice(&size.to_le_bytes());
@@ -90,16 +88,17 @@ impl Packet {
         Ok(())
     }
 
-    fn put_fields(&mut self, headers: &HeaderMap) -> Result<(), Failure> {
-        for name in headers.keys() {
-            if has_own_variable(name) {
+    fn put_fields(&mut self, fields: &FieldLines) -> Result<(), Failure> {
+        for (at, (name, _)) in fields.iter().enumerate() {
+            // Its first line brings the others along.
+            if has_own_variable(name) || fields.iter().take(at).any(|(earlier, _)| earlier == name) {
                 continue;
             }
             self.put_length(PREFIX.len() + name.as_str().len())?;
             self.0.extend_from_slice(PREFIX);
             let upper = |byte: u8| if byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
             self.0.extend(name.as_str().bytes().map(upper));
-            let value = joined(headers, name);
+            let value = joined(fields, name);
             self.put_length(value.len())?;
             self.0.extend_from_slice(&value);
         }
@@ -109,26 +108,28 @@ impl Packet {
 
 /// Whether a field has a variable without `HTTP_`, whose twin would be read by somebody, or speaks of a connection
 /// that this one is not. Names with `_` have been stripped: this keeps them from ever passing for one with `-`.
-fn has_own_variable(name: &HeaderName) -> bool {
-    [
-        header::CONTENT_TYPE,
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::TE,
-        header::CONNECTION,
-        header::UPGRADE,
-    ]
-    .contains(name)
-        || name.as_str().contains('_')
+fn has_own_variable(name: &Name) -> bool {
+    match name {
+        Name::Known(known) => matches!(
+            *known,
+            CONTENT_TYPE
+                | names::CONTENT_LENGTH
+                | names::TRANSFER_ENCODING
+                | names::TE
+                | names::CONNECTION
+                | names::UPGRADE
+        ),
+        Name::Other(name) => name.as_str().contains('_'),
+    }
 }
 
 /// All lines of a field as one. A variable has one value, and none of the client's lines is better than another.
-fn joined<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Cow<'h, [u8]> {
-    let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+fn joined<'h>(fields: &'h FieldLines, name: &Name) -> Cow<'h, [u8]> {
+    let mut lines = fields.iter().filter(|(other, _)| *other == name).map(|(_, value)| value);
     let Some(first) = lines.next() else { return Cow::Borrowed(b"") };
     let mut joined = Cow::Borrowed(first);
     // RFC 6265 §5.4: cookies are parted by a semicolon; every other list by a comma (RFC 9110 §5.3).
-    let separator: &[u8] = if *name == header::COOKIE { b"; " } else { b", " };
+    let separator: &[u8] = if *name == Name::Known(COOKIE) { b"; " } else { b", " };
     for line in lines {
         let joined = joined.to_mut();
         joined.extend_from_slice(separator);
@@ -190,11 +191,11 @@ const TYPICAL: usize = 2048;
 
 #[cfg(test)]
 mod tests {
-    use http::{Method, Request};
+    use http::{HeaderName, HeaderValue, Method, Request};
 
     use super::*;
 
-    fn head(method: &str, target: &str, lines: &[(&str, &str)]) -> Parts {
+    fn head(method: &str, target: &str, lines: &[(&str, &str)]) -> RequestHead {
         let mut request = Request::new(());
         *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
         *request.uri_mut() = target.parse().unwrap();
@@ -202,7 +203,7 @@ mod tests {
             let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
             request.headers_mut().append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
         }
-        request.into_parts().0
+        request.into_parts().0.into()
     }
 
     /// A reader of its own: the protocol's words, nothing of the writer's.
@@ -222,7 +223,7 @@ mod tests {
         variables
     }
 
-    fn variables(head: &Parts, length: Option<u64>) -> Vec<(String, String)> {
+    fn variables(head: &RequestHead, length: Option<u64>) -> Vec<(String, String)> {
         let packet = Packet::new(head, length, 4711).unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let read: Vec<_> = read(packet.as_bytes()).into_iter().map(|(name, value)| (text(name), text(value))).collect();
@@ -231,7 +232,7 @@ mod tests {
         read
     }
 
-    fn value(head: &Parts, name: &str) -> Option<String> {
+    fn value(head: &RequestHead, name: &str) -> Option<String> {
         variables(head, None).into_iter().find(|(given, _)| given == name).map(|(_, value)| value)
     }
 
@@ -388,16 +389,17 @@ mod tests {
             let path: Vec<u8> = (0..random.usize(..20)).map(|_| random.u8(1..)).collect();
             let escaped: Vec<_> = path.iter().map(|byte| format!("%{byte:02x}")).collect();
             *request.uri_mut() = format!("/{}", escaped.concat()).parse().unwrap();
-            let (head, ()) = request.into_parts();
+            let headers = request.headers().clone();
+            let head = request.into_parts().0.into();
 
             let variables = read(Packet::new(&head, Some(random.u64(..)), random.u16(..)).unwrap().as_bytes());
             let (ours, fields) = variables.split_at(12);
             assert_eq!(ours[2], (b"PATH_INFO".to_vec(), [b"/", &*path].concat()));
-            assert_eq!(fields.len(), head.headers.keys_len());
+            assert_eq!(fields.len(), headers.keys_len());
             for (name, value) in fields {
                 let name = String::from_utf8(name.clone()).unwrap();
                 let name = name.strip_prefix("HTTP_").unwrap().to_lowercase().replace('_', "-");
-                let lines: Vec<_> = head.headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+                let lines: Vec<_> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
                 assert_eq!(*value, lines.join(&b", "[..]), "{name}");
             }
         }

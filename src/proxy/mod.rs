@@ -9,9 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use http::header::{self, HeaderName, HeaderValue};
-use http::request::Parts;
-use http::{Request, Response, StatusCode, Version};
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode, Version};
 use http_body::Body;
 
 use crate::access_log::Journal;
@@ -25,6 +24,8 @@ use crate::flight::{Flight, WaitingFor};
 use crate::incoming::Incoming;
 use crate::log::Repeats;
 use crate::message::forwarding::Peer;
+use crate::message::head::RequestHead;
+use crate::message::names::{CONTENT_LENGTH, HOST, TRACEPARENT, UPGRADE, USER_AGENT, X_AMZN_TRACE_ID};
 use crate::message::uwsgi::Packet;
 use crate::message::{fields, upgrade};
 use crate::metrics::Meter;
@@ -120,12 +121,13 @@ impl Proxy {
         &self,
         client: &Client,
         flight: &Rc<Flight>,
-        inbound: Request<Incoming>,
+        head: &mut RequestHead,
+        body: Incoming,
     ) -> Result<Response<AnswerBody>, Silence> {
         flight.begin();
-        let exchange = begin(client, flight, &inbound);
+        let exchange = begin(client, flight, head);
         let recording = self.record(exchange, flight);
-        match self.forward(client, flight, &recording.exchange, inbound).await {
+        match self.forward(client, flight, &recording.exchange, head, body).await {
             Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording, &self.bounds)),
             Ok(Answer::Switched(response, app, early)) => {
                 recording.exchange.status.set(response.status().as_u16());
@@ -148,26 +150,25 @@ impl Proxy {
         client: &Client,
         flight: &Rc<Flight>,
         exchange: &Rc<Exchange>,
-        inbound: Request<Incoming>,
+        head: &mut RequestHead,
+        body: Incoming,
     ) -> Result<Answer, Failure> {
-        let (mut head, body) = inbound.into_parts();
-        let inbound = Inbound::read(&head)?;
-        if head.version == Version::HTTP_2 && request::head_size(&head) > self.config.max_header_size {
+        let inbound = Inbound::read(head)?;
+        if head.version == Version::HTTP_2 && request::head_size(head) > self.config.max_header_size {
             return Err(Failure::HeadTooLarge);
         }
-        let verdict = self.judge(client, &inbound, &head)?;
+        let verdict = self.judge(client, &inbound, head)?;
         exchange.decision.set(verdict.decision());
         exchange.rule.set(verdict.rule());
         if let Verdict::Refused(refusal) | Verdict::Reported(refusal) = verdict {
-            self.report_refusal(refusal, client, &inbound, &head, exchange);
+            self.report_refusal(refusal, client, &inbound, head, exchange);
         }
         let length = inbound.length;
         let takes_interim = head.version >= Version::HTTP_11;
-        let origin =
-            request::rewrite(&mut head, inbound, verdict, &client.peer, client.scheme, &self.config, &self.policy)?;
+        let origin = request::rewrite(head, inbound, verdict, &client.peer, client.scheme, &self.config, &self.policy)?;
         let protocol = self.config.upstream.protocol;
         // Neither HTTP/2 nor the uwsgi protocol has upgrades.
-        let websocket = protocol == Protocol::Http && head.headers.contains_key(header::UPGRADE);
+        let websocket = protocol == Protocol::Http && head.fields.contains(UPGRADE);
         exchange.client.set(origin.client);
         exchange.request_id.set(origin.request_id).ok();
         if self.config.max_body_size.is_some_and(|limit| length > limit) {
@@ -177,12 +178,9 @@ impl Proxy {
         let body = RequestBody::stream(body, Rc::clone(exchange), Rc::clone(flight), self.limits());
         // As long as the body is being read, no connection to the app is taken.
         let body = self.buffering.read(body).await?;
-        body.write_framing(&mut head.headers);
-        let packet = if protocol == Protocol::Uwsgi {
-            Some(packet(&mut head, &body, &client.peer, origin.client)?)
-        } else {
-            None
-        };
+        body.write_framing(&mut head.fields);
+        let packet =
+            if protocol == Protocol::Uwsgi { Some(packet(head, &body, &client.peer, origin.client)?) } else { None };
         let connection =
             self.upstream.connection(head.method.is_idempotent(), self.config.upstream_response_timeout).await?;
         if let Some(packet) = packet {
@@ -190,8 +188,7 @@ impl Proxy {
         }
         let asked = Instant::now();
         flight.progress(WaitingFor::App, self.config.upstream_response_timeout);
-        let outbound = Request::from_parts(head, body);
-        let answer = self.upstream.send(connection, outbound, flight, takes_interim, self.plain).await;
+        let answer = self.upstream.send(connection, head, body, flight, takes_interim, self.plain).await;
         exchange.upstream.set(Some(asked.elapsed()));
         flight.arrived(WaitingFor::App);
 
@@ -209,14 +206,14 @@ impl Proxy {
                     return Err(Failure::UpgradeFailed);
                 }
                 fields::strip_response(response.headers_mut());
-                upgrade::write_websocket(response.headers_mut());
+                upgrade::agree_to_websocket(response.headers_mut());
                 Ok(Answer::Switched(response, app, early))
             }
         }
     }
 
     /// The policy's verdict, or what it was for the same host a moment ago.
-    fn judge(&self, client: &Client, inbound: &Inbound, head: &Parts) -> Result<Verdict, Failure> {
+    fn judge(&self, client: &Client, inbound: &Inbound, head: &RequestHead) -> Result<Verdict, Failure> {
         let host = inbound.host.as_ref().map(HeaderValue::as_bytes);
         if let (Some((admitted, rule)), Some(host)) = (&*client.admitted.borrow(), host)
             && **admitted == *host
@@ -232,12 +229,19 @@ impl Proxy {
 
     /// One event in the log for each refused host, unless it has been said within the minute: who sends it, and what
     /// would admit it.
-    fn report_refusal(&self, refusal: Refusal, client: &Client, inbound: &Inbound, head: &Parts, exchange: &Exchange) {
+    fn report_refusal(
+        &self,
+        refusal: Refusal,
+        client: &Client,
+        inbound: &Inbound,
+        head: &RequestHead,
+        exchange: &Exchange,
+    ) {
         let Ok(authority) = inbound.authority() else { return };
         let host = authority.map_or_else(|| "-".into(), |authority| authority.text.to_ascii_lowercase());
         let (rules, peer) = (&self.config.rules, &client.peer);
         let inside = self.policy.is_inside(peer.address);
-        let evidence = Evidence { refusal, authority: authority.as_ref(), peer, inside, headers: &head.headers };
+        let evidence = Evidence { refusal, authority: authority.as_ref(), peer, inside, fields: &head.fields };
         let sender = || diagnose::sender(&evidence, rules);
         self.refusals.count(refusal, &host, Instant::now(), sender, |repeated| {
             let Diagnosis { sender, what, hint, .. } = diagnose::diagnose(&evidence, rules);
@@ -249,7 +253,7 @@ impl Proxy {
             };
             // What is forwarded gets one that it may have brought.
             let id = status.and_then(|_| exchange.request_id.get_or_init(make_request_id).to_str().ok());
-            let (reason, sender, path) = (refusal.name(), sender.name(), capped(head.uri.path().as_bytes()));
+            let (reason, sender, path) = (refusal.name(), sender.name(), capped(head.target.path().as_bytes()));
             tracing::warn!(reason, sender, what, host, path, peer_ip = %peer.address, status, request_id = id, repeated, hint, "{}", rules.mode.message());
         });
     }
@@ -333,29 +337,29 @@ impl Proxy {
 }
 
 /// What a uwsgi server reads in place of the head, which is reduced to what hyper has to know.
-fn packet(head: &mut Parts, body: &RequestBody, peer: &Peer, client: IpAddr) -> Result<Packet, Failure> {
+fn packet(head: &mut RequestHead, body: &RequestBody, peer: &Peer, client: IpAddr) -> Result<Packet, Failure> {
     // The protocol has no other way to say where a body ends.
     let length = body.size_hint().exact().ok_or(Failure::LengthRequired)?;
-    let told = (length > 0 || head.headers.contains_key(header::CONTENT_LENGTH)).then_some(length);
+    let told = (length > 0 || head.fields.contains(CONTENT_LENGTH)).then_some(length);
     // The port belongs to the peer's address, not to that of a client behind it.
     let packet = Packet::new(head, told, if client == peer.address { peer.port } else { 0 })?;
     uwsgi::reduce(head, length);
     Ok(packet)
 }
 
-fn begin(client: &Client, flight: &Flight, inbound: &Request<Incoming>) -> Exchange {
-    let headers = inbound.headers();
+fn begin(client: &Client, flight: &Flight, head: &RequestHead) -> Exchange {
+    let RequestHead { method, target, version, fields } = head;
     let request = exchange::Request {
-        method: inbound.method().clone(),
-        target: inbound.uri().clone(),
+        method: method.clone(),
+        target: target.clone(),
         // The one that counts: RFC 9112 §3.2.2.
-        host: match inbound.uri().authority() {
+        host: match target.authority() {
             Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-            None => headers.get(header::HOST).cloned(),
+            None => fields.value(HOST),
         },
-        version: inbound.version(),
-        user_agent: headers.get(header::USER_AGENT).cloned(),
-        trace: headers.get(X_AMZN_TRACE_ID).or_else(|| headers.get(TRACEPARENT)).cloned(),
+        version: *version,
+        user_agent: fields.value(USER_AGENT),
+        trace: fields.value(X_AMZN_TRACE_ID).or_else(|| fields.value(TRACEPARENT)),
     };
     Exchange::begin(flight.last_read(), client.peer.address, Some(request))
 }
@@ -365,8 +369,5 @@ fn capped(text: &[u8]) -> String {
     show(&String::from_utf8_lossy(&text[..text.len().min(1024)]))
 }
 
-const X_AMZN_TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
-/// W3C Trace Context, §3.2.
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// nginx's number for it. For the log only.
 const CLOSED_WITHOUT_ANSWER: u16 = 444;

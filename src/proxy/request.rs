@@ -2,15 +2,16 @@
 //! proxy and `explain` take the same steps.
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Uri, Version};
+use http::{HeaderValue, Method, Uri, Version};
 
 use crate::config::Config;
 use crate::error::Failure;
 use crate::message::authority::Authority;
 use crate::message::forwarding::{self, Origin, Peer};
+use crate::message::head::RequestHead;
+use crate::message::lines::FieldLines;
+use crate::message::names::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, X_FORWARDED_PROTO};
 use crate::message::{fields, upgrade};
 use crate::policy::{Facts, Policy, Verdict};
 
@@ -28,12 +29,12 @@ impl Inbound {
     /// # Errors
     ///
     /// What is wrong with the request.
-    pub fn read(head: &Parts) -> Result<Self, Failure> {
-        let Parts { method, uri: target, headers, version, .. } = head;
+    pub fn read(head: &RequestHead) -> Result<Self, Failure> {
+        let RequestHead { method, target, fields, version } = head;
         if *method == Method::CONNECT || *method == Method::TRACE {
             return Err(Failure::Method);
         }
-        let mut lines = headers.get_all(header::HOST).iter();
+        let mut lines = fields.get_all(HOST);
         let line = match (lines.next(), lines.next()) {
             (_, Some(_)) => return Err(Failure::Malformed("more than one Host")),
             // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1
@@ -41,24 +42,27 @@ impl Inbound {
             (None, None) if *version == Version::HTTP_11 => return Err(Failure::Malformed("no Host")),
             (line, None) => line,
         };
+        let brought = || match (line, fields.value(HOST)) {
+            (Some(_), None) => Err(Failure::Malformed("the Host")),
+            (_, host) => Ok(host),
+        };
         let host = match (target.scheme_str(), target.authority()) {
             // RFC 9112 §3.2.2: "the server MUST ignore the received Host header field (if any) and instead
             // replace it with the host information of the request-target".
             (Some("http" | "https"), Some(authority)) => {
                 Some(HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::Malformed("the target's host"))?)
             }
-            (None, None) if target.path().starts_with('/') => line.cloned(),
-            (None, None) if target.path() == "*" && *method == Method::OPTIONS => line.cloned(),
+            (None, None) if target.path().starts_with('/') => brought()?,
+            (None, None) if target.path() == "*" && *method == Method::OPTIONS => brought()?,
             _ => return Err(Failure::Malformed("the request target")),
         };
         if *version == Version::HTTP_2 {
             check_http2(head, line)?;
         }
-        let mut expectations = headers.get_all(header::EXPECT).iter();
-        if !expectations.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        if !fields.get_all(EXPECT).all(|value| value.eq_ignore_ascii_case(b"100-continue")) {
             return Err(Failure::Expectation);
         }
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length = fields.get(CONTENT_LENGTH).and_then(|length| std::str::from_utf8(length).ok()?.parse().ok());
         Ok(Self { host, length: length.unwrap_or_default() })
     }
 }
@@ -77,22 +81,22 @@ impl Inbound {
 
 /// What HTTP/2 allows on the wire and nobody means. The `h2` crate has refused the rest: connection-specific
 /// fields, a `TE` other than `trailers`, missing or repeated pseudo-fields, and lengths that don't fit.
-fn check_http2(head: &Parts, host: Option<&HeaderValue>) -> Result<(), Failure> {
-    match (head.uri.authority(), host) {
+fn check_http2(head: &RequestHead, host: Option<&[u8]>) -> Result<(), Failure> {
+    match (head.target.authority(), host) {
         // RFC 9113 §8.3.1: "A server SHOULD treat a request as malformed if it contains a Host header field that
         // identifies an entity that differs from the entity in the \":authority\" pseudo-header field."
-        (Some(authority), Some(host)) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
+        (Some(authority), Some(host)) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host) => {
             return Err(Failure::Malformed("a Host that differs from :authority"));
         }
         (None, None) => return Err(Failure::Malformed("neither :authority nor Host")),
         _ => {}
     }
-    let path = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    let path = head.target.path_and_query().map_or("", PathAndQuery::as_str);
     let visible = path.bytes().all(|b| b.is_ascii_graphic());
     if !visible || !(path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS)) {
         return Err(Failure::Malformed("the :path"));
     }
-    if head.headers.len() > MAX_FIELDS {
+    if head.fields.len() > MAX_FIELDS {
         return Err(Failure::HeadTooLarge);
     }
     Ok(())
@@ -103,13 +107,13 @@ fn check_http2(head: &Parts, host: Option<&HeaderValue>) -> Result<(), Failure> 
 /// # Errors
 ///
 /// When its host is no host.
-pub fn judge(policy: &Policy, peer: &Peer, inbound: &Inbound, head: &Parts) -> Result<Verdict, Failure> {
+pub fn judge(policy: &Policy, peer: &Peer, inbound: &Inbound, head: &RequestHead) -> Result<Verdict, Failure> {
     Ok(policy.judge(&facts(inbound.authority()?.as_ref(), peer, head)))
 }
 
 /// What the policy has to know of a request.
-pub fn facts<'a>(authority: Option<&'a Authority<'a>>, peer: &Peer, head: &Parts) -> Facts<'a> {
-    Facts { authority, peer: peer.address, local: peer.local.ip(), forwarded: forwarding::is_forwarded(&head.headers) }
+pub fn facts<'a>(authority: Option<&'a Authority<'a>>, peer: &Peer, head: &RequestHead) -> Facts<'a> {
+    Facts { authority, peer: peer.address, local: peer.local.ip(), forwarded: forwarding::is_forwarded(&head.fields) }
 }
 
 /// Turns the head that came in into the one that goes out. Strip first, then write: nothing that is written
@@ -119,7 +123,7 @@ pub fn facts<'a>(authority: Option<&'a Authority<'a>>, peer: &Peer, head: &Parts
 ///
 /// The refusal, when that is the verdict.
 pub fn rewrite(
-    head: &mut Parts,
+    head: &mut RequestHead,
     inbound: Inbound,
     verdict: Verdict,
     peer: &Peer,
@@ -133,51 +137,50 @@ pub fn rewrite(
         Verdict::Reported(_) => inbound.host,
         Verdict::Refused(refusal) => return Err(Failure::Refused(refusal)),
     };
-    let websocket = upgrade::asks_for_websocket(&head.method, head.version, &head.headers);
-    let found = fields::strip_request(&mut head.headers, peer.trusted);
+    let websocket = upgrade::asks_for_websocket(head);
+    let fields = &mut head.fields;
+    let found = fields::strip_request(fields, peer.trusted);
 
-    let headers = &mut head.headers;
-    let origin = forwarding::write(headers, peer, &policy.trusted, host.as_ref(), scheme, make_request_id);
+    let origin = forwarding::write(fields, peer, &policy.trusted, host.as_ref(), scheme, make_request_id);
     if let (Verdict::Probe(_), Some(proto)) = (verdict, config.probe_proto) {
-        headers.insert(forwarding::X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+        fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
     }
     if config.forwarded {
-        forwarding::write_forwarded(headers, origin.client);
+        forwarding::write_forwarded(fields, origin.client);
     }
     // RFC 9112 §3.2: a request without an authority is sent with an empty `Host`. Only `HOST_POLICY=report` lets
     // one through.
-    headers.insert(header::HOST, host.unwrap_or(HeaderValue::from_static("")));
+    fields.insert(HOST, host.unwrap_or(HeaderValue::from_static("")));
     if websocket {
-        upgrade::write_websocket(headers);
+        upgrade::ask_for_websocket(fields);
     } else if found.te_trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
-    }
-    if head.uri.scheme().is_some() {
-        head.uri = origin_form(&head.uri);
+        fields.insert(TE, HeaderValue::from_static("trailers"));
+        fields.insert(CONNECTION, HeaderValue::from_static("te"));
     }
     if head.version == Version::HTTP_2 {
-        join_cookies(headers);
+        join_cookies(fields);
+    }
+    if head.target.scheme().is_some() {
+        head.target = origin_form(&head.target);
     }
     head.version = Version::HTTP_11;
-    head.extensions.clear();
     Ok(origin)
 }
 
 /// Bytes of an HTTP/2 head as HTTP/1.1 would write it, about: one setting bounds both.
-pub fn head_size(head: &Parts) -> usize {
-    let target = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
-    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+pub fn head_size(head: &RequestHead) -> usize {
+    let target = head.target.path_and_query().map_or(0, |path| path.as_str().len());
+    let fields = head.fields.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
     target + fields.sum::<usize>()
 }
 
 /// RFC 9113 §8.2.3: the lines of a `Cookie` that was split for HTTP/2 "MUST be concatenated into a single octet
 /// string using the two-octet delimiter of 0x3b, 0x20".
-fn join_cookies(headers: &mut HeaderMap) {
-    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
-        let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+fn join_cookies(fields: &mut FieldLines) {
+    if fields.get_all(COOKIE).nth(1).is_some() {
+        let lines: Vec<&[u8]> = fields.get_all(COOKIE).collect();
         if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
-            headers.insert(header::COOKIE, joined);
+            fields.insert(COOKIE, joined);
         }
     }
 }

@@ -24,6 +24,7 @@ use tokio::task::spawn_local;
 use crate::body::RequestBody;
 use crate::error::Failure;
 use crate::flight::{Flight, WaitingFor};
+use crate::message::head::RequestHead;
 use crate::message::{fields, interim};
 use crate::metrics::{self, Count, Meter};
 use crate::pump::{Pump, Stopped};
@@ -105,12 +106,13 @@ impl Pool {
     pub(super) async fn send(
         self: &Rc<Self>,
         mut lease: Lease,
-        request: Request<RequestBody>,
+        head: &mut RequestHead,
+        body: RequestBody,
         flight: &Rc<Flight>,
         takes_interim: bool,
     ) -> Result<Response<Relay>, Failure> {
-        let idempotent = request.method().is_idempotent();
-        let (head, body) = request.into_parts();
+        let idempotent = head.method.is_idempotent();
+        let (head, ()) = head.take_request(()).ok_or(Failure::Internal)?.into_parts();
         let head = translate(head);
         let mut body = Replay::new(body);
         let mut first = true;

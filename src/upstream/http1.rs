@@ -28,6 +28,7 @@ use crate::body::RequestBody;
 use crate::error::Failure;
 use crate::flight::{Flight, WaitingFor};
 use crate::log::Repeats;
+use crate::message::head::RequestHead;
 use crate::message::uwsgi::Packet;
 use crate::metrics::{Count, Meter, Open};
 use crate::upstream::connect::Connector;
@@ -167,17 +168,21 @@ impl Pool {
     pub(super) async fn send(
         self: &Rc<Self>,
         mut connection: Box<Connection>,
-        request: Request<RequestBody>,
+        head: &mut RequestHead,
+        body: RequestBody,
         flight: &Rc<Flight>,
         takes_interim: bool,
         plain: bool,
     ) -> Result<Answer, Failure> {
-        let idempotent = request.method().is_idempotent();
+        let idempotent = head.method.is_idempotent();
         let interim_to = takes_interim.then(|| Rc::clone(flight));
         connection.stream.begin(connection.reused, idempotent, interim_to);
         self.meter.count(if connection.reused { Count::Reuses } else { Count::FirstUses }, 1);
-        let heard =
-            if plain { self.ask_plainly(&mut connection, &request, flight).await? } else { Heard::Other(Bytes::new()) };
+        let heard = if plain {
+            self.ask_plainly(&mut connection, head, &body, flight).await?
+        } else {
+            Heard::Other(Bytes::new())
+        };
         let response = match heard {
             Heard::Plain(response) => {
                 connection.piece = plain::piece(response.body().length);
@@ -187,7 +192,7 @@ impl Pool {
                 if !read.is_empty() {
                     connection.stream.resume(&read);
                 }
-                connection.ask(request, flight).await?.map(Content::Hyper)
+                connection.ask(head.take_request(body).ok_or(Failure::Internal)?, flight).await?.map(Content::Hyper)
             }
         };
         if connection.reused {
@@ -212,13 +217,14 @@ impl Pool {
     async fn ask_plainly(
         &self,
         connection: &mut Connection,
-        request: &Request<RequestBody>,
+        head: &RequestHead,
+        body: &RequestBody,
         flight: &Flight,
     ) -> Result<Heard, Failure> {
         let mut bytes = self.scratch.take();
         bytes.clear();
-        let heard = if plain::write(&mut bytes, request) {
-            let is_head = *request.method() == Method::HEAD;
+        let heard = if plain::write(&mut bytes, head, body) {
+            let is_head = head.method == Method::HEAD;
             let mut asking = Asking::new(&connection.stream, &bytes, is_head, &mut connection.read, connection.piece);
             std::future::poll_fn(|cx| match asking.poll(cx) {
                 Poll::Ready(heard) => Poll::Ready(heard.map_err(|error| broken(&error))),

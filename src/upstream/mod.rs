@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Semaphore;
 
@@ -25,6 +25,7 @@ use crate::config::Protocol;
 use crate::error::Failure;
 use crate::flight::Flight;
 use crate::log::Repeats;
+use crate::message::head::RequestHead;
 use crate::message::uwsgi::Packet;
 use crate::metrics::Meter;
 use crate::socket::Socket;
@@ -140,18 +141,19 @@ impl Upstream {
     pub async fn send(
         &self,
         lease: Lease,
-        request: Request<RequestBody>,
+        head: &mut RequestHead,
+        body: RequestBody,
         flight: &Rc<Flight>,
         takes_interim: bool,
         plain: bool,
     ) -> Result<Answer, Failure> {
         match (lease.0, &self.pool) {
             (Inner::Http1(connection), Pool::Http1(pool)) => {
-                pool.send(connection, request, flight, takes_interim, plain).await
+                pool.send(connection, head, body, flight, takes_interim, plain).await
             }
             (Inner::H2c(lease), Pool::H2c(pool)) => {
                 // Boxed, so that an exchange of HTTP/1.1 doesn't carry its room.
-                let response = Box::pin(pool.send(lease, request, flight, takes_interim)).await?;
+                let response = Box::pin(pool.send(lease, head, body, flight, takes_interim)).await?;
                 Ok(Answer::Response(response.map(|relay| Relay(Source::H2c(Box::new(relay))))))
             }
             (Inner::Http1(_), Pool::H2c(_)) | (Inner::H2c(_), Pool::Http1(_)) => Err(Failure::Internal),

@@ -13,31 +13,34 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderName};
-use http::{Request, Response, StatusCode};
+use http::header;
+use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::body::RequestBody;
-use crate::message::head::{MAX_FIELDS, read_fields, write_field};
+use crate::message::head::{MAX_FIELDS, RequestHead, read_fields, write_field};
+use crate::message::names::{self, Name};
 use crate::upstream::stream::{Stream, StreamIo};
 
 /// Writes a request, if it is plain.
-pub(super) fn write(bytes: &mut Vec<u8>, request: &Request<RequestBody>) -> bool {
-    let (Some(target), Some(body)) = (request.uri().path_and_query(), request.body().whole()) else { return false };
+pub(super) fn write(bytes: &mut Vec<u8>, head: &RequestHead, body: &RequestBody) -> bool {
+    let (Some(target), Some(body)) = (head.target.path_and_query(), body.whole()) else { return false };
     if !target.as_str().starts_with('/') && target != "*" {
         return false;
     }
-    for part in [request.method().as_str(), " ", target.as_str(), " HTTP/1.1\r\n"] {
+    for part in [head.method.as_str(), " ", target.as_str(), " HTTP/1.1\r\n"] {
         bytes.extend_from_slice(part.as_bytes());
     }
     let mut length = Length::Untold;
-    for (name, value) in request.headers() {
-        if *name == header::UPGRADE || *name == header::EXPECT {
-            return false;
+    for (name, value) in head.fields.iter() {
+        match name {
+            Name::Known(names::UPGRADE | names::EXPECT) => return false,
+            Name::Known(names::TRANSFER_ENCODING) => length = Length::Unclear,
+            Name::Known(names::CONTENT_LENGTH) => length.is_told(value),
+            Name::Known(_) | Name::Other(_) => {}
         }
-        length.see(name, value.as_bytes());
-        write_field(bytes, name, value);
+        write_field(bytes, name.as_str(), value);
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);
@@ -58,19 +61,15 @@ enum Length {
 }
 
 impl Length {
-    /// One of the head's fields.
-    fn see(&mut self, name: &HeaderName, value: &[u8]) {
-        if *name == header::TRANSFER_ENCODING {
-            *self = Self::Unclear;
-        } else if *name == header::CONTENT_LENGTH {
-            // RFC 9110 §8.6: digits and nothing else. 20 of them may be more than can be counted to.
-            let good = value.len() < 20 && value.iter().all(u8::is_ascii_digit);
-            let digits = std::str::from_utf8(value).ok().filter(|_| good);
-            *self = match (*self, digits.and_then(|digits| digits.parse().ok())) {
-                (Self::Untold, Some(length)) => Self::Told(length),
-                _ => Self::Unclear,
-            };
-        }
+    /// A `Content-Length` says so.
+    fn is_told(&mut self, value: &[u8]) {
+        // RFC 9110 §8.6: digits and nothing else. 20 of them may be more than can be counted to.
+        let good = value.len() < 20 && value.iter().all(u8::is_ascii_digit);
+        let digits = std::str::from_utf8(value).ok().filter(|_| good);
+        *self = match (*self, digits.and_then(|digits| digits.parse().ok())) {
+            (Self::Untold, Some(length)) => Self::Told(length),
+            _ => Self::Unclear,
+        };
     }
 }
 
@@ -186,10 +185,14 @@ fn response(found: &httparse::Response<'_, '_>, read: Bytes, bytes: &Bytes, is_h
     let mut keeps_alive = true;
     let mut length = Length::Untold;
     let headers = read_fields(found.headers, bytes, |name, value| {
-        length.see(name, value);
-        if *name == header::CONNECTION {
-            let mut options = value.split(|byte| *byte == b',');
-            keeps_alive &= !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+        match *name {
+            header::TRANSFER_ENCODING => length = Length::Unclear,
+            header::CONTENT_LENGTH => length.is_told(value),
+            header::CONNECTION => {
+                let mut options = value.split(|byte| *byte == b',');
+                keeps_alive &= !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+            }
+            _ => {}
         }
         true
     })?;

@@ -8,22 +8,22 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use http::StatusCode;
-use http::header::{self, HeaderValue};
-use http::request::Parts;
+use http::{HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::message::head::RequestHead;
+use crate::message::names::{CONNECTION, CONTENT_LENGTH};
 use crate::message::uwsgi::Packet;
 use crate::socket::Socket;
 
 /// What is left of a head for hyper once its packet is made: the method, which says whether the answer has a body,
 /// and the length of the request's.
-pub fn reduce(head: &mut Parts, length: u64) {
-    head.headers.clear();
+pub fn reduce(head: &mut RequestHead, length: u64) {
+    head.fields.clear();
     // The connection is used once: hyper needn't be ready for more.
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    head.fields.insert(CONNECTION, HeaderValue::from_static("close"));
     if length > 0 {
-        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        head.fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
     fn a_bare_line_feed_is_an_error_in_the_head_alone() {
         let checked = |parts: &[&str]| {
             let head = Request::new(()).into_parts().0;
-            let mut exchange = Exchange::new(Packet::new(&head, None, 0).unwrap());
+            let mut exchange = Exchange::new(Packet::new(&head.into(), None, 0).unwrap());
             parts.iter().try_for_each(|part| exchange.check(part.as_bytes())).is_ok()
         };
         assert!(checked(&["HTTP/1.1 200 OK\r\na: b\r\n\r\n\nbody\n"]));

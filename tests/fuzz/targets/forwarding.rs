@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use hostward::message::fields::strip_request;
 use hostward::message::forwarding::{self, Peer};
+use hostward::message::lines::FieldLines;
 use hostward::networks::Networks;
 use hostward_fuzz::first_line;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -35,28 +36,35 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(peer.trusted, is_private(peer.address), "{}", peer.address);
 
     let came = headers.clone();
-    let found = strip_request(&mut headers, peer.trusted);
-    check_stripped(&came, &headers, peer.trusted);
+    let mut fields = FieldLines::from(headers);
+    let found = strip_request(&mut fields, peer.trusted);
+    let stripped = map(&fields);
+    check_stripped(&came, &stripped, peer.trusted);
     let trailers = came.get_all("te").iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     assert_eq!(found.te_trailers, trailers);
 
-    let stripped = headers.clone();
     let host = HeaderValue::from_static(HOST);
     let made = || HeaderValue::from_static(MADE);
-    let origin = forwarding::write(&mut headers, &peer, &trusted, Some(&host), "http", made);
-    forwarding::write_forwarded(&mut headers, origin.client);
+    let origin = forwarding::write(&mut fields, &peer, &trusted, Some(&host), "http", made);
+    forwarding::write_forwarded(&mut fields, origin.client);
+    let headers = map(&fields);
     check_written(&stripped, &headers, &peer, origin.client);
     assert_eq!(headers["x-request-id"], origin.request_id);
 
     // A second hostward behind this one, which it trusts, believes the same.
-    let mut again = headers.clone();
+    let mut again = fields.clone();
     strip_request(&mut again, true);
     let next = Peer::new(PRIVATE, local, &trusted);
     let second = forwarding::write(&mut again, &next, &trusted, Some(&host), "http", || HeaderValue::from_static("x"));
     assert_eq!((second.client, second.request_id), (origin.client, origin.request_id));
+    let again = map(&again);
     assert_eq!(again["x-forwarded-proto"], headers["x-forwarded-proto"]);
     assert_eq!(again["x-forwarded-port"], headers["x-forwarded-port"]);
 });
+
+fn map(fields: &FieldLines) -> HeaderMap {
+    fields.clone().into_map().expect("values that the library takes")
+}
 
 /// README, "What happens to a request", step 5.
 const REMOVED: [&str; 23] = [
