@@ -145,6 +145,11 @@ async fn write(io: &mut WireIo, response: Response<AnswerBody>, is_head: bool) -
         } else {
             out.data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             left -= out.data.len() as u64;
+            if out.data.len() <= SMALL {
+                // One piece is cheaper to send than two are.
+                out.head.extend_from_slice(&out.data);
+                out.data.clear();
+            }
         }
         poll_fn(|cx| out.poll_write(io, cx)).await?;
     }
@@ -214,7 +219,12 @@ impl Out {
     fn poll_write(&mut self, io: &mut WireIo, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.at < self.head.len() || !self.data.is_empty() || !self.behind.is_empty() {
             let slices = [&self.head[self.at..], &self.data, self.behind].map(IoSlice::new);
-            let mut count = ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices))?;
+            let io = Pin::new(&mut *io);
+            let written = match &slices {
+                [head, data, behind] if data.is_empty() && behind.is_empty() => io.poll_write(cx, head),
+                slices => io.poll_write_vectored(cx, slices),
+            };
+            let mut count = ready!(written)?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -246,6 +256,8 @@ thread_local! {
 
 /// Bytes of a read. What isn't there with it is no plain request.
 const PIECE: usize = 8 * 1024;
+/// Bytes of a body that are copied behind the head.
+const SMALL: usize = 1024;
 
 #[cfg(test)]
 mod tests {
