@@ -6,19 +6,20 @@
 //! out of the pool, which is enough to notice that the app has closed them. hyper's client comes to a connection with
 //! the first exchange that isn't plain (`plain`).
 
+mod relay;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response};
-use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -36,6 +37,9 @@ use crate::upstream::keep_alive::KeepAlive;
 use crate::upstream::plain::{self, Asking, Heard, Told};
 use crate::upstream::stream::{Stream, StreamIo};
 use crate::upstream::{Answer, Limit, Source};
+
+use relay::Content;
+pub(super) use relay::Relay;
 
 /// One worker's connections.
 #[derive(Debug)]
@@ -88,27 +92,6 @@ pub(super) struct Connection {
 struct Hyper {
     sender: http1::SendRequest<RequestBody>,
     driver: http1::Connection<TokioIo<StreamIo>, RequestBody>,
-}
-
-/// A response whose body still comes out of its connection.
-#[derive(Debug)]
-pub(super) struct Relay {
-    content: Content,
-    /// `None` once the connection is back in the pool, or closed.
-    connection: Option<Box<Connection>>,
-    pool: Rc<Pool>,
-}
-
-#[derive(Debug)]
-enum Content {
-    Hyper(Incoming),
-    Plain {
-        /// What has been read and not been handed out.
-        read: Bytes,
-        /// Bytes that have not been handed out, read or not.
-        left: u64,
-        keeps_alive: bool,
-    },
 }
 
 impl Pool {
@@ -420,133 +403,6 @@ impl Connection {
         drop(parts.io);
         let socket = stream.into_socket().ok_or(Failure::Internal)?;
         Ok(Answer::Switched(response.map(drop), Box::new(socket), parts.read_buf.into()))
-    }
-}
-
-impl Relay {
-    /// Whether to read from the app in small pieces from now on.
-    pub(super) fn read_little(&self, little: bool) {
-        if let Some(connection) = &self.connection {
-            connection.stream.read_little(little);
-        }
-    }
-
-    /// The connection has done its work: back to the pool, if it can be used again.
-    fn finish(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        let ended = match &self.content {
-            Content::Hyper(_) => connection.settles(),
-            // Something behind its end is no part of it, and who knows of what.
-            Content::Plain { read, left, keeps_alive } => {
-                *keeps_alive && *left == 0 && read.is_empty() && connection.read.is_empty()
-            }
-        };
-        if ended && connection.is_request_written && !connection.stream.is_uwsgi() {
-            self.pool.put_back(connection);
-        }
-    }
-
-    fn poll_plain(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let Content::Plain { read, left, .. } = &mut self.content else { return Poll::Ready(None) };
-        if *left > 0 && read.is_empty() {
-            let terminated = Poll::Ready(Some(Err(Failure::ConnectionTerminated)));
-            let Some(connection) = &mut self.connection else { return terminated };
-            let mut io = StreamIo(Rc::clone(&connection.stream));
-            let wanted = usize::try_from(*left).unwrap_or(usize::MAX).min(plain::MAX_PIECE);
-            let count = ready!(plain::poll_read(&mut io, cx, &mut connection.read, wanted));
-            if count.is_err() || count.is_ok_and(|count| count == 0) {
-                self.connection = None;
-                return terminated;
-            }
-            *read = connection.read.split().freeze();
-        }
-        let data = read.split_to(usize::try_from(*left).unwrap_or(usize::MAX).min(read.len()));
-        *left -= data.len() as u64;
-        if *left == 0 {
-            self.finish();
-        }
-        Poll::Ready((!data.is_empty()).then(|| Ok(Frame::data(data))))
-    }
-
-    fn poll_hyper(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let Content::Hyper(incoming) = &mut self.content else { return Poll::Ready(None) };
-        let mut idle = Context::from_waker(Waker::noop());
-        // First without a waker, for what is there; only when nothing is, with the task's own. So no wake-up
-        // comes from a poll of ours, and each one that comes is the socket's.
-        for waker in [false, true] {
-            let mut frame = Pin::new(&mut *incoming).poll_frame(&mut idle);
-            let mut closed = false;
-            if frame.is_pending() {
-                if let Some(hyper) = self.connection.as_mut().and_then(|connection| connection.hyper.as_mut()) {
-                    let cx = if waker { &mut *cx } else { &mut idle };
-                    closed = hyper.driver.poll_without_shutdown(cx).is_ready();
-                }
-                frame = Pin::new(&mut *incoming).poll_frame(&mut Context::from_waker(Waker::noop()));
-            }
-            match frame {
-                Poll::Ready(Some(Ok(frame))) => {
-                    if closed {
-                        self.connection = None;
-                    } else if incoming.is_end_stream() {
-                        self.finish();
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Poll::Ready(Some(Err(_))) => {
-                    self.connection = None;
-                    return Poll::Ready(Some(Err(Failure::ConnectionTerminated)));
-                }
-                Poll::Ready(None) => {
-                    if closed {
-                        self.connection = None;
-                    } else {
-                        self.finish();
-                    }
-                    return Poll::Ready(None);
-                }
-                Poll::Pending if closed => {
-                    self.connection = None;
-                    return Poll::Ready(Some(Err(Failure::ConnectionTerminated)));
-                }
-                Poll::Pending => {}
-            }
-        }
-        Poll::Pending
-    }
-}
-
-impl Body for Relay {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        match &self.content {
-            Content::Hyper(_) => self.poll_hyper(cx),
-            Content::Plain { .. } => self.poll_plain(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Hyper(incoming) => incoming.is_end_stream(),
-            Content::Plain { left, .. } => *left == 0,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Hyper(incoming) => incoming.size_hint(),
-            Content::Plain { left, .. } => SizeHint::with_exact(*left),
-        }
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        // A response without a body is never polled. What is unread keeps the connection out of the pool.
-        if self.is_end_stream() {
-            self.finish();
-        }
     }
 }
 
