@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use crate::memory::Budget;
 use crate::metrics::{Count, Meter};
 use crate::observer::{Observer, Suspect};
 use crate::read_ahead::ReadAhead;
+use crate::splice::Pipe;
 use crate::upstream::Relay;
 
 /// A response body with the record that it closes.
@@ -131,6 +132,23 @@ impl AnswerBody {
     /// No body, and no record yet.
     pub fn none() -> Self {
         Self { content: Content::Ended, described: None, recording: None, suspect: None }
+    }
+
+    /// Moves bytes of the body into `pipe`, as soon as there are any, and says how many. `None` when the next ones are to be
+    /// had from [`Body::poll_frame`].
+    pub fn poll_splice(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<usize>> {
+        let (Content::ReadAhead(answer, _), Some(recording), None) = (&self.content, &self.recording, &self.suspect)
+        else {
+            return Poll::Ready(None);
+        };
+        let Some(count) = ready!(answer.poll_splice(cx, pipe)) else { return Poll::Ready(None) };
+        let out = &recording.exchange.bytes_out;
+        out.set(out.get() + count as u64);
+        recording.flight.hand_out(count);
+        if answer.is_end_stream() {
+            self.end(None);
+        }
+        Poll::Ready(Some(count))
     }
 
     fn whole(text: String, recording: Recording) -> Self {

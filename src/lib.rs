@@ -8,7 +8,7 @@
 //! | 5 the process | `main`, [`run`], [`command`] |
 //! | 4 doors | [`listener`], [`worker`], `handshake`, [`connection`], [`drain`], [`admin`], [`status`] |
 //! | 3 the life of a request | [`proxy`], [`answer`], [`observer`] |
-//! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`tls`], [`timers`] |
+//! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`splice`], [`tls`], [`timers`] |
 //! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`diagnose`], [`app_refusal`], [`exposure`], [`refusals`], [`recent`], [`access_log`], [`metrics`], [`log`], [`memory`] |
 //! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
 //!
@@ -55,6 +55,7 @@ pub mod read_ahead;
 pub mod recent;
 pub mod refusals;
 pub mod socket;
+pub mod splice;
 pub mod status;
 pub mod timers;
 pub mod tls;

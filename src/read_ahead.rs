@@ -13,6 +13,7 @@ use http_body::{Body, Frame};
 
 use crate::error::Failure;
 use crate::memory::{Budget, Held};
+use crate::splice::Pipe;
 use crate::upstream::Relay;
 
 /// A response body and what has been read of it before the client wanted it.
@@ -51,6 +52,15 @@ impl ReadAhead {
             *relay = None;
         }
         Poll::Ready(next)
+    }
+
+    /// Moves bytes of the body into `pipe`, as soon as there are any, and says how many. `None` when the next ones are to be
+    /// had from [`poll_frame`](Self::poll_frame).
+    pub fn poll_splice(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<usize>> {
+        match &mut *self.relay.borrow_mut() {
+            Some(app) if self.queue.borrow().is_empty() && self.budget.is_below(ROOMY) => app.poll_splice(cx, pipe),
+            _ => Poll::Ready(None),
+        }
     }
 
     /// Reads on while the client does not. `lying` are the bytes that it leaves lying elsewhere.

@@ -46,6 +46,11 @@ impl Socket {
         matches!(self, Self::Tls(_))
     }
 
+    /// Whether the kernel has all that is to be read, and takes all that is to be written, as it is.
+    pub fn is_plain(&self) -> bool {
+        !matches!(self, Self::Tls(_))
+    }
+
     /// Ready when the kernel may have something to read, or the peer has closed.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::flight::{Flight, WaitingFor};
 use crate::message::framing::RequestFraming;
 use crate::socket::Socket;
+use crate::splice::Pipe;
 
 /// The shared state of a client's connection.
 #[derive(Debug)]
@@ -188,6 +189,12 @@ impl Wire {
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_write_interim(cx))?;
         write(Pin::new(&mut *self.socket.borrow_mut()), cx)
+    }
+
+    /// Writes what is in `pipe`, and returns how much of it, once the interim responses are out.
+    pub fn poll_splice(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let written = self.poll_after_interim(cx, |socket, cx| pipe.poll_write(&socket, cx));
+        self.wrote(written)
     }
 
     /// Ready when the client has left while its answer is in the making.

@@ -365,3 +365,73 @@ fn many_clients_at_once_get_their_own_answers() {
         (task.hostward.lines().iter().filter(|line| line["msg"] == "request").count() == 800).then_some(())
     });
 }
+
+/// Pipes that hostward has. Its log may be one.
+fn pipes(task: &Task) -> usize {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", task.hostward.pid())).unwrap();
+    let is_pipe = |path: std::path::PathBuf| path.read_link().is_ok_and(|to| to.to_string_lossy().starts_with("pipe:"));
+    descriptors.filter(|descriptor| is_pipe(descriptor.as_ref().unwrap().path())).count()
+}
+
+const LONG: usize = 4 << 20;
+
+/// An app that tells `LONG` bytes at every path, sends so many, and keeps its connection.
+fn long(sent: usize) -> Task {
+    Task::start(&[("HOSTWARD_THREADS", "1")], move |talk| {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
+        let outcome = talk.send(head).and_then(|()| talk.send(noise(sent)));
+        if outcome.is_ok() && sent >= LONG { Then::Keep } else { Then::Close }
+    })
+}
+
+#[test]
+fn a_long_answer_goes_past_hostward_through_a_pipe() {
+    let task = long(LONG);
+    let before = pipes(&task);
+    let mut client = task.client();
+    for _ in 0..3 {
+        client.send(GET);
+        let answer = client.answer().expect(200);
+        assert!(answer.body == noise(LONG), "{} bytes came", answer.body.len());
+        assert_eq!(task.hostward.request_line("/")["bytes_out"], LONG);
+    }
+    assert_eq!((pipes(&task), task.app.connections()), (before + 2, 1));
+}
+
+#[test]
+fn what_stands_behind_a_long_answer_is_no_part_of_it() {
+    let task = long(LONG + 5);
+    let mut client = task.client();
+    for connections in 1..=3 {
+        client.send(GET);
+        assert!(client.answer().expect(200).body == noise(LONG));
+        assert_eq!(task.app.connections(), connections);
+    }
+}
+
+#[test]
+fn a_long_answer_that_breaks_off_looks_so() {
+    let task = long(LONG / 2);
+    let mut client = task.client();
+    client.send(GET);
+    client.answer_head().expect(200);
+    assert_eq!(client.rest().len(), LONG / 2);
+    let line = task.hostward.request_line("/");
+    assert_eq!((&line["error"], &line["bytes_out"]), (&"connection_terminated".into(), &(LONG / 2).into()));
+}
+
+#[test]
+fn an_app_is_told_when_the_client_of_a_long_answer_leaves() {
+    let task = Task::start(&[], |talk| {
+        talk.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40)).unwrap();
+        while talk.send(noise(1 << 20)).is_ok() {}
+        Then::Close
+    });
+    let mut client = task.client();
+    client.send(GET);
+    client.answer_head().expect(200);
+    client.input.exactly(LONG).unwrap_or_else(|broken| panic!("{broken}"));
+    drop(client);
+    task.app.wait_open(0);
+    assert_eq!(task.hostward.request_line("/")["error"], "client_gone");
+}

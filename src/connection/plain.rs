@@ -26,6 +26,7 @@ use crate::message::head::{MAX_FIELDS, RequestHead, write_field};
 use crate::message::lines::FieldLines;
 use crate::message::names::{self, Name};
 use crate::proxy::Client;
+use crate::splice::Pipe;
 use crate::wire::{Wire, WireIo};
 
 /// Why no more plain requests are served.
@@ -118,6 +119,12 @@ async fn write(io: &mut WireIo, response: Response<AnswerBody>, is_head: bool) -
         Framing::Chunked => u64::MAX,
     };
     while left > 0 {
+        if left >= LONG && framing != Framing::Chunked && out.head.is_empty() {
+            left -= splice(io, &mut body, left).await?;
+            if left == 0 {
+                break;
+            }
+        }
         let frame = poll_fn(|cx| {
             let frame = body.as_mut().poll_frame(cx);
             // Meanwhile the client gets what there is.
@@ -161,6 +168,24 @@ async fn write(io: &mut WireIo, response: Response<AnswerBody>, is_head: bool) -
     scratch.shrink_to(PIECE);
     SCRATCH.set(scratch);
     Ok(keeps_alive)
+}
+
+/// Moves what it can of a long answer's body past this process, and says how many bytes that were.
+async fn splice(io: &mut WireIo, body: &mut AnswerBody, left: u64) -> io::Result<u64> {
+    let WireIo(wire) = io;
+    let pipe = if wire.socket().is_plain() { Pipe::take() } else { None };
+    let (Some(mut pipe), mut moved) = (pipe, 0) else { return Ok(0) };
+    while moved < left {
+        let Some(count) = poll_fn(|cx| body.poll_splice(cx, &mut pipe)).await else { break };
+        moved += count as u64;
+        // All of it, before anything is read that comes behind it.
+        while pipe.inside() > 0 {
+            if poll_fn(|cx| wire.poll_splice(cx, &mut pipe)).await? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+    }
+    Ok(moved)
 }
 
 /// How an answer's end is told.
@@ -256,6 +281,8 @@ thread_local! {
 
 /// Bytes of a read. What isn't there with it is no plain request.
 const PIECE: usize = 8 * 1024;
+/// Bytes of a body that are worth a pipe.
+const LONG: u64 = 128 * 1024;
 /// Bytes of a body that are copied behind the head.
 const SMALL: usize = 1024;
 

@@ -1,7 +1,5 @@
 //! After a 101: bytes both ways until both sides have closed, or nobody has said anything for too long.
 
-mod splice;
-
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
@@ -15,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::exchange::Exchange;
 use crate::flight::WaitingFor;
 use crate::socket::Socket;
-use crate::tunnel::splice::{Moved, Pipe};
+use crate::splice::{Moved, Pipe};
 use crate::wire::Wire;
 
 /// A tunnel between a client and the app.
@@ -100,8 +98,8 @@ impl Half {
                 while pipe.inside() > 0 {
                     self.moved += ready!(pipe.poll_write(to, cx))? as u64;
                 }
-                match pipe.read(from)? {
-                    Moved::Some => continue,
+                match pipe.read(from, READ)? {
+                    Moved::Some(_) => continue,
                     Moved::End => self.state = HalfState::Ended,
                     // The next read is a small one, perhaps.
                     Moved::Nothing => {}
@@ -133,7 +131,7 @@ impl Half {
                     self.moved += written as u64;
                     self.buffer = BytesMut::from(&bytes[written..]);
                     if bytes.len() == READ {
-                        self.pipe = Pipe::between(from, to);
+                        self.pipe = if from.is_plain() && to.is_plain() { Pipe::take() } else { None };
                     }
                     Poll::Ready(io::Result::Ok(()))
                 }),

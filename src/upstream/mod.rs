@@ -29,6 +29,7 @@ use crate::message::head::RequestHead;
 use crate::message::uwsgi::Packet;
 use crate::metrics::Meter;
 use crate::socket::Socket;
+use crate::splice::Pipe;
 use crate::upstream::connect::Connector;
 
 /// The app, as one worker sees it.
@@ -196,6 +197,15 @@ impl Lease {
 }
 
 impl Relay {
+    /// Moves bytes of the body into `pipe`, as soon as there are any, and says how many. `None` when the next ones are to be
+    /// had from [`Body::poll_frame`].
+    pub fn poll_splice(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<usize>> {
+        match &mut self.0 {
+            Source::Http1(relay) => relay.poll_splice(cx, pipe),
+            Source::H2c(_) => Poll::Ready(None),
+        }
+    }
+
     /// Whether to read from the app in small pieces from now on, because memory is short.
     pub fn read_little(&self, little: bool) {
         match &self.0 {

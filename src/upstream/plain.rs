@@ -219,7 +219,11 @@ fn response(found: &httparse::Response<'_, '_>, read: Bytes, bytes: &Bytes, is_h
 const MAX_HEAD: usize = 64 * 1024;
 /// Bytes to be read at first of an answer that is like one of this length.
 pub(super) fn piece(length: u64) -> usize {
-    usize::try_from(length).unwrap_or(usize::MAX).saturating_add(TYPICAL_HEAD).clamp(PIECE, PIECE + MAX_PIECE)
+    match usize::try_from(length) {
+        Ok(length @ ..=MAX_PIECE) => PIECE.max(length + TYPICAL_HEAD),
+        // What follows the first piece isn't read at all, perhaps.
+        _ => PIECE,
+    }
 }
 
 /// Bytes to be read at least, and at most, at once; with the most, a head's beside.

@@ -21,6 +21,7 @@ use crate::flight::Flight;
 use crate::message::interim::{self, Found};
 use crate::message::uwsgi::Packet;
 use crate::socket::Socket;
+use crate::splice::{Moved, Pipe};
 use crate::upstream::connect::Address;
 use crate::upstream::uwsgi::Exchange;
 
@@ -142,6 +143,26 @@ impl Stream {
     /// Whether the connection speaks uwsgi.
     pub(super) fn is_uwsgi(&self) -> bool {
         self.uwsgi.borrow().is_some()
+    }
+
+    /// Moves up to `most` bytes of the answer into `pipe`, as soon as there are any. `None` when they are to be read
+    /// instead.
+    pub(super) fn poll_splice(&self, cx: &mut Context<'_>, pipe: &mut Pipe, most: usize) -> Poll<Option<usize>> {
+        let socket = self.socket.borrow();
+        if self.little.get() || self.is_uwsgi() || !self.looked_at.borrow().is_empty() || !socket.is_plain() {
+            return Poll::Ready(None);
+        }
+        loop {
+            if ready!(socket.poll_read_ready(cx)).is_err() {
+                return Poll::Ready(None);
+            }
+            match pipe.read(&socket, most) {
+                Ok(Moved::Some(count)) => return Poll::Ready(Some(count)),
+                Ok(Moved::Nothing) => {}
+                // Who reads it, says why.
+                Ok(Moved::End) | Err(_) => return Poll::Ready(None),
+            }
+        }
     }
 
     /// The exchange is over: what was kept for a second attempt goes.

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 
 use super::{Connection, Pool};
 use crate::error::Failure;
+use crate::splice::Pipe;
 use crate::upstream::plain;
 use crate::upstream::stream::StreamIo;
 
@@ -40,6 +41,24 @@ impl Relay {
         if let Some(connection) = &self.connection {
             connection.stream.read_little(little);
         }
+    }
+
+    /// Moves bytes of the body into `pipe`, as soon as there are any, and says how many. `None` when the next ones are to be
+    /// had from [`Body::poll_frame`].
+    pub(in crate::upstream) fn poll_splice(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<usize>> {
+        let (Content::Plain { read, left, .. }, Some(connection)) = (&mut self.content, &self.connection) else {
+            return Poll::Ready(None);
+        };
+        if !read.is_empty() || *left == 0 {
+            return Poll::Ready(None);
+        }
+        let most = usize::try_from(*left).unwrap_or(usize::MAX).min(MAX_SPLICED);
+        let Some(count) = ready!(connection.stream.poll_splice(cx, pipe, most)) else { return Poll::Ready(None) };
+        *left -= count as u64;
+        if *left == 0 {
+            self.finish();
+        }
+        Poll::Ready(Some(count))
     }
 
     /// The connection has done its work: back to the pool, if it can be used again.
@@ -160,3 +179,7 @@ impl Drop for Relay {
         }
     }
 }
+
+/// Bytes to be moved at once, and left lying by a client. A pipe has room for sixteen pieces of the kernel's, of up to
+/// 32 KiB each.
+const MAX_SPLICED: usize = 256 * 1024;

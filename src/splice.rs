@@ -1,7 +1,7 @@
 //! Bytes in bulk from one socket to another past this process: splice(2), through a pipe that holds them meanwhile.
 //!
 //! Half of the CPU that copying takes, where a read brings as much as it may; for less it is not worth the pipe's two
-//! descriptors. So a pipe is taken while a tunnel's direction is busy and given back when it is not.
+//! descriptors. So a pipe is taken while a tunnel's direction is busy, or for a long answer, and given back after.
 
 use std::cell::RefCell;
 use std::io::{self, PipeReader, PipeWriter};
@@ -16,16 +16,16 @@ use crate::socket::Socket;
 
 /// A pipe with bytes on their way in it.
 #[derive(Debug)]
-pub(super) struct Pipe {
+pub struct Pipe {
     ends: Option<(PipeReader, PipeWriter)>,
     inside: usize,
 }
 
 /// What became of an attempt to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moved {
-    /// So many bytes are in the pipe.
-    Some,
+pub enum Moved {
+    /// So many bytes into the pipe.
+    Some(usize),
     /// The socket has nothing now.
     Nothing,
     /// It never will have.
@@ -33,12 +33,8 @@ pub(super) enum Moved {
 }
 
 impl Pipe {
-    /// A pipe between these two, if there is one to be had and both are sockets that the kernel can move bytes between.
-    pub(super) fn between(from: &Socket, to: &Socket) -> Option<Self> {
-        let plain = |socket: &Socket| !matches!(socket, Socket::Tls(_));
-        if !plain(from) || !plain(to) {
-            return None;
-        }
+    /// A pipe, if there is one to be had. It is for sockets that are plain.
+    pub fn take() -> Option<Self> {
         let ends = POOL.with_borrow_mut(|pool| {
             let kept = pool.idle.pop();
             if kept.is_none() && pool.taken >= MOST {
@@ -52,27 +48,27 @@ impl Pipe {
     }
 
     /// Bytes that have been read and not been written.
-    pub(super) fn inside(&self) -> usize {
+    pub fn inside(&self) -> usize {
         self.inside
     }
 
-    /// Takes what `from` has.
+    /// Takes what `from` has, and there is room for, but no more than `most` bytes.
     ///
     /// # Errors
     ///
     /// The socket's.
-    pub(super) fn read(&mut self, from: &Socket) -> io::Result<Moved> {
+    pub fn read(&mut self, from: &Socket, most: usize) -> io::Result<Moved> {
         let Some((_, end)) = &self.ends else { return Ok(Moved::Nothing) };
         let read = match from {
-            Socket::Tcp(socket) => socket.try_io(Interest::READABLE, || move_between(socket, end, PIECE)),
-            Socket::Unix(socket) => socket.try_io(Interest::READABLE, || move_between(socket, end, PIECE)),
+            Socket::Tcp(socket) => socket.try_io(Interest::READABLE, || move_between(socket, end, most)),
+            Socket::Unix(socket) => socket.try_io(Interest::READABLE, || move_between(socket, end, most)),
             Socket::Tls(_) => return Ok(Moved::Nothing),
         };
         match read {
             Ok(0) => Ok(Moved::End),
             Ok(count) => {
                 self.inside += count;
-                Ok(Moved::Some)
+                Ok(Moved::Some(count))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Moved::Nothing),
             Err(error) => Err(error),
@@ -80,7 +76,7 @@ impl Pipe {
     }
 
     /// Writes what is inside, and returns how much of it.
-    pub(super) fn poll_write(&mut self, to: &Socket, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    pub fn poll_write(&mut self, to: &Socket, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some((end, _)) = &self.ends else { return Poll::Ready(Ok(0)) };
         loop {
             let written = match to {
@@ -144,5 +140,3 @@ thread_local! {
 
 /// Pipes of one worker: half of the descriptors that are left for other things than connections.
 const MOST: usize = 16;
-/// Bytes at a time: as many as a pipe holds unless it is told otherwise.
-const PIECE: usize = 64 * 1024;
