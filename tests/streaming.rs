@@ -1,9 +1,8 @@
 //! Bodies of both directions: byte for byte, as they come, with back-pressure; and answers that have none.
 
 use std::io::{ErrorKind, Write};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -374,6 +373,9 @@ fn pipes(task: &Task) -> usize {
 }
 
 const LONG: usize = 4 << 20;
+/// What a worker has at most, and more clients than that.
+const PIPES: usize = 16;
+const CLIENTS: usize = 24;
 
 /// An app that tells `LONG` bytes at every path, sends so many, and keeps its connection.
 fn long(sent: usize) -> Task {
@@ -396,6 +398,36 @@ fn a_long_answer_goes_past_hostward_through_a_pipe() {
         assert_eq!(task.hostward.request_line("/")["bytes_out"], LONG);
     }
     assert_eq!((pipes(&task), task.app.connections()), (before + 2, 1));
+}
+
+#[test]
+fn long_answers_come_whole_also_when_no_pipe_is_left() {
+    let gate = Arc::new(Barrier::new(CLIENTS + 1));
+    let app_gate = Arc::clone(&gate);
+    let task = Task::start(&[("HOSTWARD_THREADS", "1")], move |talk| {
+        let body = noise(LONG);
+        talk.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n")).unwrap();
+        talk.send(&body[..LONG / 2]).unwrap();
+        app_gate.wait();
+        talk.send(&body[LONG / 2..]).unwrap();
+        Then::Keep
+    });
+    let (before, address) = (pipes(&task), task.hostward.address);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            thread::spawn(move || {
+                let mut client = Client::connect(address);
+                client.send(GET);
+                client.answer().expect(200).body
+            })
+        })
+        .collect();
+    eventually("all pipes are taken", || (pipes(&task) == before + 2 * PIPES).then_some(()));
+    gate.wait();
+    for client in clients {
+        assert!(client.join().unwrap() == noise(LONG));
+    }
+    assert_eq!(pipes(&task), before + 2 * PIPES);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::streaming::noise;
 use crate::support::app::{App, Conversation, Then, echo};
 use crate::support::hostward::Hostward;
 use crate::support::python::{Server, Site};
@@ -214,6 +215,26 @@ fn a_slow_or_large_body_goes_through_a_path() {
     ask(hostward.address, format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
         .expect(200);
     assert_eq!(app.last().body.len(), body.len());
+}
+
+#[test]
+fn a_long_answer_comes_through_a_path() {
+    let body = noise(4 << 20);
+    let sent = body.clone();
+    let app = App::start(move |talk| {
+        talk.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", sent.len())).unwrap();
+        talk.send(&sent).unwrap();
+        Then::Keep
+    });
+    let path = SocketPath::new();
+    let _socket = path.listen(app.address);
+    let hostward = before(&path.url(), &[("HOSTWARD_THREADS", "1")]);
+    let mut client = Client::connect(hostward.address);
+    for _ in 0..3 {
+        assert!(client.ask(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect(200).body == body);
+        assert_eq!(hostward.request_line("/")["bytes_out"], body.len());
+    }
+    assert_eq!(app.connections(), 1);
 }
 
 #[test]
