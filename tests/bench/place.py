@@ -130,7 +130,8 @@ def await_port(port, process, seconds=20):
 
 
 def ask(port, path, host="www.example.com", tls=False):
-    """One request, on a connection of its own: status and body."""
+    """One request, on a connection of its own: status and body. A free port may have been taken meanwhile, as the port
+    of somebody's connection, even of this one, which then reads what it has sent."""
     fields = [("Host", host)] + BROWSER[1:] + [("Connection", "close")]
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
@@ -142,6 +143,8 @@ def ask(port, path, host="www.example.com", tls=False):
         answer = b""
         while piece := connection.recv(65536):
             answer += piece
+    if not answer.startswith(b"HTTP/1.1 "):
+        raise Unreadable(f"no answer from port {port}, but {answer[:80]}")
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body.decode("latin-1")
 
