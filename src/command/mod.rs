@@ -137,14 +137,6 @@ const AFTER_SUBCOMMAND: &str = "Every setting of `hostward --help` is a flag her
 
 /// The whole command line, for [`parse`] and for whoever wants to print its help.
 pub fn program() -> clap::Command {
-    let mut check = subcommand("check", "Judge the settings without starting anything");
-    // The setting and the wish to test it share a name: without a value it is the wish alone, with one both.
-    check = check.mut_arg(UPSTREAM, |arg| {
-        arg.hide(false)
-            .num_args(0..=1)
-            .default_missing_value("")
-            .help("Also connect to the app; with a URL, to that one")
-    });
     let explain =
         subcommand("explain", "Say what would happen to a request, and by which rule (exit 0 enters, 3 doesn't)")
             .arg(Arg::new("host").long("host").value_name("HOST").help("Its Host; without it, the request has none"))
@@ -194,7 +186,7 @@ pub fn program() -> clap::Command {
         .after_help(AFTER)
         .args(SETTINGS.iter().map(setting_arg))
         .subcommand(subcommand("run", "Serve; the same as no command"))
-        .subcommand(check)
+        .subcommand(subcommand("check", "Judge the settings without starting anything").defer(check))
         .subcommand(
             subcommand("config", "Print every value and where it came from")
                 .arg(format_arg(["text", "json", "markdown"].as_slice())),
@@ -212,17 +204,30 @@ pub fn program() -> clap::Command {
             subcommand("status", "Say how the hostward in this container is, and what it refused lately")
                 .arg(format_arg(["text", "json"].as_slice())),
         )
-        .subcommand(inject::arguments(subcommand(
-            "inject",
-            "Add hostward to a task definition: standard input to standard output",
-        )))
+        .subcommand(
+            subcommand("inject", "Add hostward to a task definition: standard input to standard output")
+                .defer(|command| inject::arguments(settings(command))),
+        )
 }
 
 fn subcommand(name: &'static str, about: &'static str) -> clap::Command {
-    clap::Command::new(name)
-        .about(about)
-        .after_help(AFTER_SUBCOMMAND)
-        .args(SETTINGS.iter().map(|setting| setting_arg(setting).hide(true)))
+    clap::Command::new(name).about(about).after_help(AFTER_SUBCOMMAND).defer(settings)
+}
+
+/// The settings as flags of a subcommand, which gets them when it is asked for: those of all would take longer to make
+/// than the rest of the start, and memory that a server keeps.
+fn settings(command: clap::Command) -> clap::Command {
+    command.args(SETTINGS.iter().map(|setting| setting_arg(setting).hide(true)))
+}
+
+fn check(command: clap::Command) -> clap::Command {
+    // The setting and the wish to test it share a name: without a value it is the wish alone, with one both.
+    settings(command).mut_arg(UPSTREAM, |arg| {
+        arg.hide(false)
+            .num_args(0..=1)
+            .default_missing_value("")
+            .help("Also connect to the app; with a URL, to that one")
+    })
 }
 
 fn setting_arg(setting: &'static Setting) -> Arg {
