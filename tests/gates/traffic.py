@@ -113,6 +113,15 @@ class Post(Http):
         self.request = post
 
 
+class Refused(Http):
+    """What the app never sees."""
+
+    def exchange(self):
+        self.client.stream.sendall(self.request)
+        head, _ = self.client.http1()
+        assert head.startswith(b"HTTP/1.1 421 "), head
+
+
 class Uwsgi(Http):
     """The same to an app that speaks uwsgi: each request has a connection of its own."""
 
@@ -219,3 +228,5 @@ PROFILES = {
     "grpc": Grpc(),
     "uwsgi": Uwsgi(request("GET", "/orders?page=3", BROWSER), SHORT),
 }
+# Every server that can be reached gets some. The connection ends with it, as a health check's does.
+REFUSED = Refused(request("GET", "/", BROWSER + "Connection: close\n").replace(HOST.encode(), b"foreign.example"), b"")
