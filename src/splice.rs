@@ -117,6 +117,11 @@ impl Drop for Pipe {
     }
 }
 
+/// Closes the pipes that nobody has at the moment: a worker that has become idle keeps none of its busiest minute's.
+pub fn give_back() {
+    POOL.with_borrow_mut(|pool| pool.idle.clear());
+}
+
 fn move_between(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
     loop {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;

@@ -33,6 +33,7 @@ use crate::proxy::Proxy;
 use crate::proxy_protocol::{self, Refusal};
 use crate::recent::Recent;
 use crate::refusals::Refusals;
+use crate::splice;
 use crate::timers::{TICK, Timers};
 use crate::tls::Tls;
 use crate::upstream::connect::Connector;
@@ -251,13 +252,13 @@ async fn keep_time(server: Rc<Server>) {
         if server.timers.used() == 0 && journal.is_empty() && upstream.idle() == 0 {
             let used = server.timers.wait_until_used();
             if tokio::time::timeout(GIVE_BACK, used).await.is_err() {
-                memory::give_back();
+                give_back();
                 server.timers.wait_until_used().await;
             }
         }
         tokio::time::sleep(TICK).await;
         if given_back.elapsed() >= GIVE_BACK {
-            memory::give_back();
+            give_back();
             given_back = Instant::now();
         }
         server.timers.tick().await;
@@ -265,6 +266,12 @@ async fn keep_time(server: Rc<Server>) {
         meter.set(Count::AppConnectionsIdle, upstream.unused());
         journal.flush();
     }
+}
+
+/// Lets the kernel have what a busier minute took.
+fn give_back() {
+    memory::give_back();
+    splice::give_back();
 }
 
 async fn watch_stage(server: Rc<Server>, mut stage: watch::Receiver<Stage>) {
