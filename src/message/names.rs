@@ -5,11 +5,11 @@ use http::HeaderName;
 use http::header::InvalidHeaderName;
 
 /// One of these names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Known(usize);
 
 /// The name of a field line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Name {
     /// One that is known. None of those is ever among the others.
     Known(Known),
