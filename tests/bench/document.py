@@ -171,6 +171,7 @@ def write(results, folder, order):
             ["when", " to ".join(dict.fromkeys((dates[0], dates[-1])))],
             ["machine", f"{here['cpus']} CPUs ({here['cpu']}{', a virtual machine' if here['virtual'] else ''}), "
                         f"{here['memory_gib']} GiB, {here['system']}, Linux {here['kernel']}"],
+            ["network", f"loopback, with {here['congestion']} for TCP's congestion control"],
             *[[NAMES[name], ", ".join(sorted(its))] for name, its in versions.items()]]),
     ]
     if builds(profiles):

@@ -23,7 +23,9 @@ def machine():
         with open(path) as lines:
             return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "unknown")
 
-    return {"cpu": of("/proc/cpuinfo", "model name"), "cpus": len(os.sched_getaffinity(0)),
+    with open("/proc/sys/net/ipv4/tcp_congestion_control") as control:
+        congestion = control.read().strip()
+    return {"congestion": congestion, "cpu": of("/proc/cpuinfo", "model name"), "cpus": len(os.sched_getaffinity(0)),
             "kernel": platform.release(),
             "system": platform.freedesktop_os_release()["PRETTY_NAME"],
             "memory_gib": round(int(of("/proc/meminfo", "MemTotal").split()[0]) / 2**20),
