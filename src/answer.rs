@@ -19,6 +19,7 @@ use crate::error::Failure;
 use crate::exchange::{CUT, Exchange};
 use crate::flight::Flight;
 use crate::memory::Budget;
+use crate::message::fields::content_length;
 use crate::metrics::{Count, Meter};
 use crate::observer::{Observer, Suspect};
 use crate::read_ahead::ReadAhead;
@@ -112,8 +113,8 @@ impl AnswerBody {
         recording.exchange.status.set(response.status().as_u16());
         // The head: whatever its length, it has to be written before the body may break off.
         recording.flight.hand_out(1);
-        let length =
-            response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length = response.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| content_length(length.as_bytes()));
         let described = length.filter(|_| response.status() == StatusCode::NOT_MODIFIED);
         let size = response.body().size_hint();
         let suspect = recording.observer.suspect(&response, &recording.exchange);

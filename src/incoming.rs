@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Failure;
 use crate::flight::Flight;
+use crate::message::fields::content_length;
 
 /// A request body on its way in.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ pub struct Streamed {
 impl Incoming {
     /// The body of the stream whose head has `fields`.
     pub fn http2(stream: RecvStream, fields: &HeaderMap, flight: &Rc<Flight>) -> Self {
-        let length = fields.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length = fields.get(header::CONTENT_LENGTH).and_then(|length| content_length(length.as_bytes()));
         let expecting = fields.contains_key(header::EXPECT).then(|| Rc::clone(flight));
         Self::Http2(Streamed { stream, length, data_ended: false, expecting })
     }

@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use crate::answer::{self, AnswerBody};
 use crate::connection::Server;
 use crate::incoming::Incoming;
+use crate::message::fields::content_length;
 use crate::message::head::{MAX_FIELDS, RequestHead, write_field};
 use crate::message::lines::FieldLines;
 use crate::message::names::{self, Name};
@@ -210,7 +211,7 @@ impl Framing {
             headers.remove(header::CONTENT_LENGTH);
             return Self::None;
         }
-        let told = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let told = headers.get(header::CONTENT_LENGTH).and_then(|length| content_length(length.as_bytes()));
         let length = told.or(exact);
         if is_head || status == StatusCode::NOT_MODIFIED {
             // What a GET would get, if anybody knows. An empty body says nothing here.

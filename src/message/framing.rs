@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue};
 use memchr::memchr;
 
 use crate::error::Failure;
+use crate::message::fields::content_length;
 
 /// What is known of the request that is being read.
 #[derive(Debug)]
@@ -216,10 +217,11 @@ impl RequestFraming {
     fn field_line(&mut self, line: &[u8]) -> Result<(), Failure> {
         match line[0] {
             b'c' | b'C' => {
-                if let Some(value) = value_of(line, b"content-length:")
-                    && self.length.replace(content_length(value)?).is_some()
-                {
-                    return Err(Failure::Malformed("Content-Length twice"));
+                if let Some(value) = value_of(line, b"content-length:") {
+                    let length = content_length(value).ok_or(Failure::Malformed("Content-Length is not a number"))?;
+                    if self.length.replace(length).is_some() {
+                        return Err(Failure::Malformed("Content-Length twice"));
+                    }
                 }
             }
             b't' | b'T' => {
@@ -308,14 +310,6 @@ fn trim_ows(mut text: &[u8]) -> &[u8] {
         text = rest;
     }
     text
-}
-
-/// RFC 9110 §8.6: `Content-Length = 1*DIGIT`. No sign, no list, nothing that overflows.
-fn content_length(value: &[u8]) -> Result<u64, Failure> {
-    if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(Failure::Malformed("Content-Length is not a number"));
-    }
-    Ok(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
 }
 
 /// RFC 9112 §7.1: `chunk-size = 1*HEXDIG`, then perhaps extensions, which mean nothing to anybody here.

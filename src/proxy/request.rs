@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, Uri, Version};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::message::authority::Authority;
+use crate::message::fields::content_length;
 use crate::message::forwarding::{self, Origin, Peer};
 use crate::message::head::RequestHead;
 use crate::message::lines::FieldLines;
@@ -62,7 +63,7 @@ impl Inbound {
         if !fields.get_all(EXPECT).all(|value| value.eq_ignore_ascii_case(b"100-continue")) {
             return Err(Failure::Expectation);
         }
-        let length = fields.get(CONTENT_LENGTH).and_then(|length| std::str::from_utf8(length).ok()?.parse().ok());
+        let length = fields.get(CONTENT_LENGTH).and_then(content_length);
         Ok(Self { host, length: length.unwrap_or_default() })
     }
 }

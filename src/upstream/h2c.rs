@@ -24,6 +24,7 @@ use tokio::task::spawn_local;
 use crate::body::RequestBody;
 use crate::error::Failure;
 use crate::flight::{Flight, WaitingFor};
+use crate::message::fields::content_length;
 use crate::message::head::RequestHead;
 use crate::message::{fields, interim};
 use crate::metrics::{self, Count, Meter};
@@ -336,7 +337,7 @@ async fn attempt(
 
 fn relay(response: Response<RecvStream>, pump: Option<Pump<Replay>>, lease: Lease) -> Response<Relay> {
     let length = response.headers().get(header::CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = length.and_then(|length| content_length(length.as_bytes()));
     response.map(|stream| Relay { stream, data_ended: false, length, pump, _lease: lease })
 }
 

@@ -19,6 +19,7 @@ use hyper::ext::ReasonPhrase;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::body::RequestBody;
+use crate::message::fields::content_length;
 use crate::message::head::{MAX_FIELDS, RequestHead, read_fields, write_field};
 use crate::message::names::{self, Name};
 use crate::upstream::stream::{Stream, StreamIo};
@@ -63,10 +64,7 @@ enum Length {
 impl Length {
     /// A `Content-Length` says so.
     fn is_told(&mut self, value: &[u8]) {
-        // RFC 9110 §8.6: digits and nothing else. 20 of them may be more than can be counted to.
-        let good = value.len() < 20 && value.iter().all(u8::is_ascii_digit);
-        let digits = std::str::from_utf8(value).ok().filter(|_| good);
-        *self = match (*self, digits.and_then(|digits| digits.parse().ok())) {
+        *self = match (*self, content_length(value)) {
             (Self::Untold, Some(length)) => Self::Told(length),
             _ => Self::Unclear,
         };

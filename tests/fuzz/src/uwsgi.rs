@@ -37,7 +37,8 @@ pub fn packet(bytes: &[u8]) -> Read<Packet> {
     }
     let mut packet = Packet { variables, body: Vec::new() };
     let length = packet.value("CONTENT_LENGTH").unwrap_or_default();
-    if !length.iter().all(u8::is_ascii_digit) || length.len() > 9 {
+    // 19 digits always fit.
+    if !length.iter().all(u8::is_ascii_digit) || length.len() > 19 {
         return Read::Bad("a CONTENT_LENGTH that is no number");
     }
     let length = length.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0'));
