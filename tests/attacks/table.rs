@@ -65,9 +65,7 @@ impl Row {
         }
     }
 
-    /// Finds what should not be. The whole measurement keeps the promise in all its figures. A short one among other
-    /// tests, each of which may take the core for longer than a request takes, can only say that the client wasn't
-    /// starved: by the median of the better round, for an attack that works would work in all.
+    /// Finds what should not be.
     pub fn judge(&mut self, full: bool) {
         let Attack { name, expected, .. } = self.attack;
         for outcome in *expected {
@@ -83,6 +81,14 @@ impl Row {
         if self.attack.holds_all && self.most_descriptors < self.size {
             self.wrong.push(format!("{name}: {} descriptors at most", self.most_descriptors));
         }
+        self.wrong.extend(self.too_slow(full));
+    }
+
+    /// What the attack has cost the healthy client, if that is too much. The whole measurement keeps the promise in all
+    /// its figures. A short one among other tests, each of which may take the core for longer than a request takes, can
+    /// only say that the client wasn't starved: by the median of the best round, for an attack that works would work in
+    /// all.
+    pub fn too_slow(&self, full: bool) -> Option<String> {
         let (permille, slack) = if full { (990, SLACK) } else { (500, SLACK_AMONG_OTHERS) };
         let quiet = Times::pooled(&self.quiet).permille(permille);
         let beside = if full {
@@ -90,11 +96,12 @@ impl Row {
         } else {
             self.beside.iter().map(|round| round.permille(permille)).min().unwrap_or(Duration::MAX)
         };
-        if beside > (quiet * 2).max(quiet + slack) {
-            self.wrong.push(format!(
-                "{name}: of a healthy client's times, {permille} in 1,000 are below {beside:?} beside it, and below {quiet:?} without"
-            ));
-        }
+        (beside > (quiet * 2).max(quiet + slack)).then(|| {
+            format!(
+                "{}: of a healthy client's times, {permille} in 1,000 are below {beside:?} beside it, and below {quiet:?} without",
+                self.attack.name
+            )
+        })
     }
 }
 
