@@ -230,8 +230,8 @@ measured, a request and a refused one check this. hostward's metrics are on besi
 this: it is the floor, and one connection to the app for each of the client's is a luxury that no proxy has.
 
 CPU time is the kernel's account of the proxy's processes, and requests are counted by the app. A round starts all
-proxies afresh; then they take turns of half a second, forwards and backwards, so that a machine that is slow for
-seconds is slow for all. A ratio is the median of its turns' and then of the rounds', its interval a bootstrap over
+proxies afresh; then they take turns of a tenth of a second, forwards and backwards, so that a machine that is
+slow for a second is slow for all. A ratio is the median of its turns' and then of the rounds', its interval a bootstrap over
 rounds. nginx takes part twice. Where the interval of nginx against nginx reaches farther than 10 % from 1 there is no
 result.
 

@@ -27,6 +27,8 @@ class Unreadable(Exception):
 CPUS = sorted(os.sched_getaffinity(0))
 PROXY_CPU, ORIGIN_CPU, LOAD_CPU = CPUS[0], CPUS[-2] if len(CPUS) > 2 else CPUS[-1], CPUS[-1]
 
+GIVEN = set()
+
 
 def cpu_ns(pid):
     """What a process and its threads, those that have ended too, have run, as clock_getcpuclockid(3) has it."""
@@ -52,9 +54,14 @@ def proportional_kib(pids):
 
 
 def free_port():
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
+    """One that nobody was given before: two proxies on one port, as SO_REUSEPORT allows, would share the load."""
+    while True:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            port = bound.getsockname()[1]
+        if port not in GIVEN:
+            GIVEN.add(port)
+            return port
 
 
 def end(process, how=signal.SIGTERM):

@@ -10,7 +10,7 @@ import string
 import subprocess
 import time
 
-from figures import NAMES
+from figures import NAMES, middle
 from profiles import HOSTS, IDLE, NO_RELAY, PROFILES, PROXIES
 from place import CPUS, LOAD_CPU, Unreadable, WORK, Watch, await_port, end, proportional_kib
 from proxy import Proxy, missing
@@ -23,6 +23,8 @@ MANY_HOSTS, MOST_HOSTS = 10_000, 32_000
 LATENCY_PEERS = ("direct", "nginx", "hostward", "haproxy", "relay", "control")
 # Latency and start are repeated while other processes take more of the CPUs.
 MOST_OTHERS, TRIES = 0.03, 10
+# In which it is found out what nginx can.
+TURNS = 20
 
 
 def variants(place):
@@ -49,13 +51,14 @@ def workers(place):
 
 def measure_latency(place, rounds, seconds):
     """An open loop at a quarter and at 60 % of what nginx can, the same rate for everybody. One after the other
-    instead of in turns: half a second has too few requests for a quantile."""
+    instead of in turns: a tenth of a second has too few requests for a quantile."""
     def proxies():
         return {name: Proxy("nginx" if name == "control" else name, place, PROFILES["browser"])
                 for name in LATENCY_PEERS if name not in missing()}
 
     with contextlib.ExitStack() as stack:
-        most = Runner("nginx", proxies()["nginx"], stack).turn()["per_second"]
+        runner = Runner("nginx", proxies()["nginx"], stack)
+        most = middle([runner.turn() for _ in range(TURNS)], "per_second")
     print(f"  nginx takes {most:,.0f} requests a second")
     kept = []
     for number in range(rounds):
