@@ -4,9 +4,9 @@ What is compared is the CPU time that a proxy takes for a request, by the kernel
 a closed loop keeps it busy: requests per second would mostly measure the generator.
 
 Each round starts every proxy afresh, on the same CPU. A virtual machine is a tenth slower for some seconds and then
-fast again, so they take turns of half a second: one generator goes on, all others are stopped. Every other turn goes
-through them in reverse. A ratio is formed turn by turn, a round's is the median of its turns', and the interval is over
-rounds. Two nginx take part: how much these two differ is what a difference between others may be without meaning
+fast again, so they take turns of a tenth of a second: one generator goes on, all others are stopped. Every other turn
+goes through them in reverse. A ratio is formed turn by turn, a round's is the median of its turns', and the interval is
+over rounds. Two nginx take part: how much these two differ is what a difference between others may be without meaning
 anything.
 
 The parts, each of which uses only those before it: `profiles`, what is sent to whom; `place`, CPUs and processes;

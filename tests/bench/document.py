@@ -34,19 +34,20 @@ def section(name, found):
         return [[NAMES[peer], f"{its[0]:.2f}", f"{its[1]:.2f}–{its[2]:.2f}"] for peer, its in zip(there, of_peers)]
 
     if name == "latency":
-        head = ["", "rate", "p50 added, µs", "p99 added, µs", "95 %", "p99.9 added, µs", "p99 in all, µs"]
+        head = ["", "load", "p50 added, µs", "p99 added, µs", "95 %", "p99 in all, µs"]
         rows = []
-        for share, peer in itertools.product(("0.25", "0.6"), there):
-            half, tail, far = ([f"{value:.0f}" for value in interval(added(found, peer, share, quantile))]
-                               for quantile in ("0.5", "0.99", "0.999"))
-            whole = statistics.median(turn[share]["0.99"] for of in rounds for turn in of[peer])
-            its = ["", "", "", ""] if peer == "direct" else [half[0], tail[0], f"{tail[1]}–{tail[2]}", far[0]]
-            rows.append([NAMES[peer], f"{float(share):.0%}", *its, f"{whole:.0f}"])
+        for load, peer in itertools.product(found["rates"], there):
+            half, tail = ([f"{value:.0f}" for value in interval(added(found, peer, load, quantile))]
+                          for quantile in ("0.5", "0.99"))
+            whole = statistics.median(turn[load]["0.99"] for of in rounds for turn in of[peer])
+            its = ["", "", ""] if peer == "direct" else [half[0], tail[0], f"{tail[1]}–{tail[2]}"]
+            rows.append([NAMES[peer], f"{float(load):.0%}", *its, f"{whole:.0f}"])
         figure, its_interval = pair(tail_against(found))
+        rates = " and ".join(f"{rate:,.0f}" for rate in found["rates"].values())
         text = table(head, rows) + (
-            f"\n\nThe rates are shares of the {found['nginx_most']:,.0f} requests a second that nginx took in a closed "
-            f"loop, over 64 connections. hostward's added p99 at 60 % against the better one's of nginx and HAProxy: "
-            f"{figure} ({its_interval}).")
+            f"\n\nThe rates are those that keep nginx's CPU busy for that share of the time, {rates} requests a second "
+            f"in the median, over 64 connections. hostward's added p99 at 60 % against the better one's of nginx and "
+            f"HAProxy: {figure} ({its_interval}).")
     elif name == "memory":
         both = zip(cells("start_kib", 1024), cells("connection_kib", 1))
         text = table(["", "MiB at the start", "95 %", "KiB for each idle connection", "95 %"],
@@ -230,13 +231,15 @@ measured, a request and a refused one check this. hostward's metrics are on besi
 this: it is the floor, and one connection to the app for each of the client's is a luxury that no proxy has.
 
 CPU time is the kernel's account of the proxy's processes, and requests are counted by the app. A round starts all
-proxies afresh; then they take turns of a tenth of a second, forwards and backwards, so that a machine that is
-slow for a second is slow for all. A ratio is the median of its turns' and then of the rounds', its interval a bootstrap over
+proxies afresh; then they take turns of a tenth of a second, forwards and backwards, so that a machine that is slow for
+a second is slow for all. A ratio is the median of its turns' and then of the rounds', its interval a bootstrap over
 rounds. nginx takes part twice. Where the interval of nginx against nginx reaches farther than 10 % from 1 there is no
 result.
 
 Latency is that of an open loop: requests are due at random times, whether or not earlier ones were answered, and
-latency counts from when they were due. It is measured again, and so is the start, while other processes take more than
+latency counts from when they were due. Its turns are as short, the rate is the same for everybody in a round, and an
+interval is over turns. The proxy, the app and the generator have real-time priority, or the tail would be made of the
+kernel's slices of some milliseconds. It is measured again, and so is the start, while other processes take more than
 3 % of the CPUs. "Added" is what is left after that of the app without a proxy, at the same rate. Memory is the
 proportional set size of all of a proxy's processes; what the kernel holds for sockets is not in it. The start is timed
 from before the fork."""

@@ -80,17 +80,19 @@ def against(found, theirs, ours="hostward"):
     return interval([ratio(of_round, ours, theirs) for of_round in found["rounds"]])
 
 
-def added(found, name, share, quantile):
-    """Latency through a proxy less the one without, in microseconds, turn by turn."""
-    return [its[share][quantile] - direct[share][quantile]
-            for of_round in found["rounds"] for its, direct in zip(of_round[name], of_round["direct"])]
+def added(found, name, load, quantile):
+    """Latency through a proxy, turn by turn, less what it is in the same round without one, in microseconds."""
+    def bare(of_round):
+        return statistics.median(turn[load][quantile] for turn in of_round["direct"])
+
+    return [its[load][quantile] - bare(of_round) for of_round in found["rounds"] for its in of_round[name]]
 
 
-def tail_against(found, share="0.6", quantile="0.99"):
+def tail_against(found, load="0.6", quantile="0.99"):
     """hostward's added latency in units of the better one's of nginx and HAProxy."""
     better = min((name for name in ("nginx", "haproxy") if name in found["rounds"][0]),
-                 key=lambda name: statistics.median(added(found, name, share, quantile)))
-    pairs = zip(added(found, "hostward", share, quantile), added(found, better, share, quantile))
+                 key=lambda name: statistics.median(added(found, name, load, quantile)))
+    pairs = zip(added(found, "hostward", load, quantile), added(found, better, load, quantile))
     return interval([ours / theirs for ours, theirs in pairs])
 
 

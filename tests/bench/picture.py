@@ -61,7 +61,7 @@ def picture(profiles):
           if name in profiles for peer in ("hostward", "nginx", "haproxy", "relay") if peer in costs(name)])
     if "latency" in profiles:
         found = profiles["latency"]
-        bars("Added latency in µs at 60 % of the rate that nginx can take",
+        bars("Added latency in µs at the rate that keeps nginx busy for 60 % of the time",
              [(f"{NAMES[peer]}, p{float(quantile) * 100:g}", COLOURS[peer],
                interval(added(found, peer, "0.6", quantile)))
               for quantile in ("0.5", "0.99") for peer in COLOURS if peer in found["rounds"][0]])

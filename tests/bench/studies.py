@@ -4,17 +4,19 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import signal
 import socket
+import statistics
 import string
 import subprocess
 import time
 
-from figures import NAMES, middle
+from figures import NAMES
 from profiles import HOSTS, IDLE, NO_RELAY, PROFILES, PROXIES
 from place import CPUS, LOAD_CPU, Unreadable, WORK, Watch, await_port, end, proportional_kib
 from proxy import Proxy, missing
-from rounds import Runner, idle_connections, measure
+from rounds import idle_connections, measure
 
 CIDRS = 5_000
 # Linux takes 128 KiB for a variable or an argument, and a setting is one of them: so many names of usual length fit,
@@ -23,8 +25,9 @@ MANY_HOSTS, MOST_HOSTS = 10_000, 32_000
 LATENCY_PEERS = ("direct", "nginx", "hostward", "haproxy", "relay", "control")
 # Latency and start are repeated while other processes take more of the CPUs.
 MOST_OTHERS, TRIES = 0.03, 10
-# In which it is found out what nginx can.
-TURNS = 20
+LATENCY_TURN, LOADS = 0.1, ("0.3", "0.6")
+# More requests a second than a generator makes.
+MOST_RATE = 60_000
 
 
 def variants(place):
@@ -50,30 +53,68 @@ def workers(place):
 
 
 def measure_latency(place, rounds, seconds):
-    """An open loop at a quarter and at 60 % of what nginx can, the same rate for everybody. One after the other
-    instead of in turns: a tenth of a second has too few requests for a quantile."""
+    """An open loop at the rates that keep nginx's CPU busy for these shares of the time, the same for everybody in a
+    round. As with CPU time, many short turns: one in which the machine was slow has queues that no proxy made."""
     def proxies():
         return {name: Proxy("nginx" if name == "control" else name, place, PROFILES["browser"])
                 for name in LATENCY_PEERS if name not in missing()}
 
-    with contextlib.ExitStack() as stack:
-        runner = Runner("nginx", proxies()["nginx"], stack)
-        most = middle([runner.turn() for _ in range(TURNS)], "per_second")
-    print(f"  nginx takes {most:,.0f} requests a second")
-    kept = []
+    kept, rates_of = [], []
     for number in range(rounds):
-        with contextlib.ExitStack() as stack:
-            running = [(name, stack.enter_context(proxy)) for name, proxy in proxies().items()]
-            of_round = {name: [] for name, _ in running}
-            for turn in range(2):
-                for name, proxy in running[::1 if turn == 0 else -1]:
-                    of_round[name].append({share: undisturbed(place, [its for _, its in running], lambda: quantiles(
-                        place, proxy, most * float(share), seconds)) for share in ("0.25", "0.6")})
+        with real_time(place), contextlib.ExitStack() as stack:
+            running = {name: stack.enter_context(proxy) for name, proxy in proxies().items()}
+            rates = {load: rate_for(place, running["nginx"], float(load)) for load in LOADS}
+            of_round = {name: [] for name in running}
+            for turn in range(round(seconds / LATENCY_TURN)):
+                order = list(running.items())[::1 if turn % 2 == 0 else -1]
+
+                def everybody():
+                    return {name: {load: quantiles(place, proxy, rates[load], turn) for load in LOADS}
+                            for name, proxy in order}
+
+                for name, its in undisturbed(place, running.values(), everybody).items():
+                    of_round[name].append(its)
         kept.append(of_round)
-        print(f"  round {number + 1}, p99 at 60 %: " + "  ".join(
-            f"{NAMES[name]} {min(turn['0.6']['0.99'] for turn in turns):.0f}"
+        rates_of.append(rates)
+        print(f"  round {number + 1}, p99 at {rates['0.6']:,.0f} requests a second: " + "  ".join(
+            f"{NAMES[name]} {statistics.median(turn['0.6']['0.99'] for turn in turns):.0f}"
             for name, turns in of_round.items()), flush=True)
-    return {"rounds": kept, "nginx_most": most}
+    return {"rounds": kept, "rates": {load: statistics.median(of[load] for of in rates_of) for load in LOADS}}
+
+
+@contextlib.contextmanager
+def real_time(place):
+    """The app, and what is started meanwhile, get a CPU when they want it. Else a tail is made of the kernel's slices,
+    which are longer than most requests take."""
+    def of(policy, priority):
+        for pid in (0, place.origin.pid):
+            os.sched_setscheduler(pid, policy, os.sched_param(priority))
+
+    try:
+        of(os.SCHED_FIFO, 1)
+    except PermissionError:
+        raise Unreadable("real-time priority needs CAP_SYS_NICE") from None
+    try:
+        yield
+    finally:
+        of(os.SCHED_OTHER, 0)
+
+
+def rate_for(place, proxy, load):
+    """Requests a second that keep its CPU busy for this share of the time, by halving."""
+    def busy(rate):
+        before = proxy.cpu(), time.monotonic_ns()
+        quantiles(place, proxy, rate, seed=0)
+        return (proxy.cpu() - before[0]) / (time.monotonic_ns() - before[1])
+
+    low, high = 0, MOST_RATE
+    while high - low > MOST_RATE / 100:
+        rate = (low + high) / 2
+        if statistics.median(busy(rate) for _ in range(5)) < load:
+            low = rate
+        else:
+            high = rate
+    return (low + high) / 2
 
 
 def undisturbed(place, running, measurement):
@@ -88,11 +129,12 @@ def undisturbed(place, running, measurement):
     raise Unreadable(f"other processes take {others:.0%} of the CPUs")
 
 
-def quantiles(place, proxy, rate, seconds):
-    argv = [f"{WORK}/load", "open", str(proxy.ports["http"]), "64", str(rate), str(seconds), place.request]
+def quantiles(place, proxy, rate, seed):
+    argv = [f"{WORK}/load", "open", str(proxy.ports["http"]), "64", str(rate), str(LATENCY_TURN), str(seed),
+            place.request]
     load = place.spawn(argv, {LOAD_CPU}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        said, wrong = load.communicate(timeout=seconds + 30)
+        said, wrong = load.communicate(timeout=30)
     finally:
         end(load, signal.SIGKILL)
     if load.returncode:
