@@ -89,8 +89,9 @@ def main():
                     raise Unreadable(f"two that are the same are up to {apart:.1%} apart")
             except Unreadable as why:
                 unreadable.append(name)
-                others = watch.shares()["others"]
-                print(f"UNREADABLE, no result: {why} (other processes took {others:.1%} of the CPUs)", flush=True)
+                why = f"{why} (other processes took {watch.shares()['others']:.1%} of the CPUs)"
+                print(f"UNREADABLE, no result: {why}", flush=True)
+                results.refuse(name, why)
                 continue
             found.update(title=titles[name], seconds=seconds, **watch.shares())
             results.put(name, found, versions(), build())

@@ -36,20 +36,28 @@ class Results:
     """What has been measured on this machine so far; a profile's last run counts."""
 
     def __init__(self, path):
-        self.path, self.kept = path, {"machine": machine(), "profiles": {}}
+        self.path, self.kept = path, {"machine": machine(), "profiles": {}, "unreadable": {}}
         try:
             with open(path) as file:
                 before = json.load(file)
         except FileNotFoundError:
             return
         if before["machine"] == self.kept["machine"]:
-            self.kept = before
+            self.kept.update(before)
         else:
             print(f"{path} is of another machine: begun anew")
 
     def put(self, name, found, versions, build):
         found.update(date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), versions=versions, build=build)
         self.kept["profiles"][name] = found
+        self.kept["unreadable"].pop(name, None)
+        self.write()
+
+    def refuse(self, name, why):
+        self.kept["unreadable"][name] = f"{why}; {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}"
+        self.write()
+
+    def write(self):
         with open(self.path + ".new", "w") as file:
             json.dump(self.kept, file)
         os.replace(self.path + ".new", self.path)

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <math.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -49,16 +50,21 @@ static int64_t now(void) {
   return at.tv_sec * SECOND + at.tv_nsec;
 }
 
-static void open_connections(int n) {
+static struct connection *open_connection(void) {
   struct sockaddr_in address = {
       .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  struct connection *c = calloc(1, sizeof *c);
+  c->fd = socket(AF_INET, SOCK_STREAM, 0);
+  if (connect(c->fd, (void *)&address, sizeof address)) die("connect");
+  setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &asked, sizeof asked);
+  return c;
+}
+
+static void open_connections(int n) {
   if (n < 1 || n > MAX_CONNECTIONS) exit(2);
   epoll = epoll_create1(0);
   for (int at = 0; at < n; at++) {
-    struct connection *c = connections[at] = calloc(1, sizeof *c);
-    c->fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (connect(c->fd, (void *)&address, sizeof address)) die("connect");
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &asked, sizeof asked);
+    struct connection *c = connections[at] = open_connection();
     epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &(struct epoll_event){.events = EPOLLIN, .data.ptr = c});
   }
 }
@@ -209,10 +215,14 @@ static void websocket(int n) {
 
 static void be_idle(int n, const char *request_file) {
   size_t size = read_request(request_file);
-  open_connections(n);
   for (int at = 0; at < n; at++) {
-    put(connections[at], request, size);
-    while (!whole(connections[at])) take(connections[at]);
+    /* Each asks at once: a connection that says nothing for some seconds is closed by most proxies. */
+    struct connection *c = open_connection();
+    put(c, request, size);
+    while (!whole(c)) {
+      poll(&(struct pollfd){.fd = c->fd, .events = POLLIN}, 1, -1);
+      take(c);
+    }
   }
   puts("idle");
   fflush(stdout);
