@@ -1,5 +1,5 @@
 """What was measured, as a page of tables and a picture. Nothing here measures, and no figure of a table is typed in by
-hand; what a profiler said is, in WHY, with its date."""
+hand; what a profiler said stands in WHY, with its date."""
 
 import contextlib
 import itertools
@@ -172,7 +172,7 @@ def write(results, folder, order):
         table(["measured", ""], [
             ["when", " to ".join(dict.fromkeys((dates[0], dates[-1])))],
             ["machine", f"{here['cpus']} CPUs ({here['cpu']}{', a virtual machine' if here['virtual'] else ''}), "
-                        f"{here['memory_gib']} GiB, {here['system']}, Linux {here['kernel']}"],
+                        f"{here['memory_gib']} GiB, {here['system']}, Linux {here['kernel'].split('-')[0]}"],
             ["network", f"loopback, with {here['congestion']} for TCP's congestion control"],
             *[[NAMES[name], ", ".join(sorted(its))] for name, its in versions.items()]]),
     ]
@@ -219,14 +219,14 @@ What `perf record -e cpu-clock -p PID -- sleep 4` said of the same proxies under
 was tried:
 
 * **The TCP relay, HAProxy, Envoy.** Of the 21.1 µs that a browser's request took, 73 % were the kernel's: to receive,
-  to send and to wake the app's CPU, for two connections. Of the relay's 14.4 µs, 98 % were. 1.3 times that leaves
-  3.3 µs for all else, which takes 5.7 µs (and HAProxy 11.3 µs). What made it less: no hyper for plain requests, fields kept as
-  lines, one write for a head and a small body, a program compiled with counts of what requests run through and linked
-  in that order (18 % fewer instructions). What did not: names compared as 64-bit words, optimising for size, other
-  orders of the functions.
-* **1 MiB answers.** 91 % were the kernel's: `splice` moves pages from one socket to the other, and BBR, where the kernel
-  has it for congestion control, sends them by timers. Pipes of 1 MiB, pieces of 48 and 62 KiB and `SPLICE_F_MORE` were
-  not better.
+  to send and to wake the app's CPU, for two connections. Of the relay's 14.4 µs, 98 % were. 1.3 times that leaves 3.3
+  µs for all else, which takes 5.7 µs (and HAProxy 11.3 µs). What made it less: no hyper for plain requests, fields
+  kept as lines, one write for a head and a small body, a program compiled with counts of what requests run through and
+  linked in that order (18 % fewer instructions). What did not: names compared as 64-bit words, optimising for size,
+  other orders of the functions.
+* **1 MiB answers.** 91 % were the kernel's: `splice` moves pages from one socket to the other, and BBR, where the
+  kernel has it for congestion control, sends them by timers. Pipes of 1 MiB, pieces of 48 and 62 KiB and
+  `SPLICE_F_MORE` were not better.
 * **HTTP/2.** 44 % of the time was in user space, more than half as much again as with HTTP/1: it is hyper's, which
   keeps fields in maps and requests in tasks of their own.
 * **uwsgi.** 74 % were the kernel's: the protocol has a connection for each request.
