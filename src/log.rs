@@ -108,13 +108,27 @@ fn write_lines(lines: &Receiver<Message>, mut out: impl Write, dropped: &AtomicU
         }
         match message {
             // A closed standard output must not end the proxy.
-            Message::Lines(lines) => drop(out.write_all(&lines).and_then(|()| out.flush())),
+            Message::Lines(lines) => drop(write_by_pieces(&mut out, &lines)),
             Message::Stop(done) => {
                 done.send(()).ok();
                 return;
             }
         }
     }
+}
+
+/// Writes whole lines, some at a time: meanwhile the workers have their turn, which may share the CPU with this thread.
+fn write_by_pieces(out: &mut impl Write, mut lines: &[u8]) -> io::Result<()> {
+    while !lines.is_empty() {
+        let piece = &lines[..lines.len().min(PIECE)];
+        // A line that is longer goes in parts.
+        let end = memchr::memrchr(b'\n', piece).map_or(piece.len(), |at| at + 1);
+        out.write_all(&lines[..end])?;
+        out.flush()?;
+        lines = &lines[end..];
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// Makes the sink the place where `tracing` events go. Only the first call of a process has an effect.
@@ -306,6 +320,8 @@ impl Repeats {
 
 /// Batches: at 64 KiB each, what a stalled log driver can make hostward hold is 2 MiB.
 const QUEUE_LENGTH: usize = 32;
+/// Bytes that are written at once, at most.
+const PIECE: usize = 8 * 1024;
 /// How long a reason stays silent after its line.
 pub const WINDOW: Duration = Duration::from_mins(1);
 
@@ -374,5 +390,29 @@ mod tests {
         assert!(lost >= 18, "{lost}");
         assert_eq!(sink.dropped(), lost);
         assert_eq!(kept * 2 + lost, 2 * (QUEUE_LENGTH as u64 + 10));
+    }
+
+    #[test]
+    fn what_is_written_at_once_are_whole_lines_unless_one_is_too_long() {
+        struct Pieces(Vec<Vec<u8>>);
+        impl Write for Pieces {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.push(bytes.to_vec());
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let mut lines = "a line of some length\n".repeat(2_000).into_bytes();
+        lines.extend(vec![b'x'; 3 * PIECE]);
+        lines.push(b'\n');
+        let mut out = Pieces(Vec::new());
+        write_by_pieces(&mut out, &lines).unwrap();
+        assert_eq!(out.0.concat(), lines);
+        assert!(out.0.iter().all(|piece| piece.len() <= PIECE) && out.0.len() < 15);
+        let whole = out.0.iter().filter(|piece| piece.ends_with(b"length\n")).count();
+        assert_eq!(whole, 6);
     }
 }
