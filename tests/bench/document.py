@@ -46,8 +46,8 @@ def section(name, found):
         figure, its_interval = pair(tail_against(found))
         rates = " and ".join(f"{rate:,.0f}" for rate in found["rates"].values())
         text = table(head, rows) + (
-            f"\n\nThe rates are those that keep nginx's CPU busy for that share of the time, {rates} requests a second "
-            f"in the median, over 64 connections. hostward's added p99 at 60 % against the better one's of nginx and "
+            f"\n\nThe rates are those that keep nginx's CPU busy for that share of the time, {rates} requests a "
+            f"second, over 64 connections. hostward's added p99 at 60 % against the better one's of nginx and "
             f"HAProxy: {figure} ({its_interval}).")
     elif name == "memory":
         both = zip(cells("start_kib", 1024), cells("connection_kib", 1))
@@ -218,18 +218,21 @@ WHY = """\
 What `perf record -e cpu-clock -p PID -- sleep 4` said of the same proxies under the same loads on 2026-11-27, and what
 was tried:
 
-* **The TCP relay, HAProxy, Envoy.** Of the 21.1 µs that a browser's request took, 73 % were the kernel's: to receive,
-  to send and to wake the app's CPU, for two connections. Of the relay's 14.4 µs, 98 % were. 1.3 times that leaves 3.3
-  µs for all else, which takes 5.7 µs (and HAProxy 11.3 µs). What made it less: no hyper for plain requests, fields
-  kept as lines, one write for a head and a small body, a program compiled with counts of what requests run through and
-  linked in that order (18 % fewer instructions). What did not: names compared as 64-bit words, optimising for size,
-  other orders of the functions.
-* **1 MiB answers.** 91 % were the kernel's: `splice` moves pages from one socket to the other, and BBR, where the
+* **The TCP relay, nginx, HAProxy.** Of the 22.5 µs that a browser's request took, 80 % were the kernel's: to receive,
+  to send and to wake the app's CPU, for two connections. Of the relay's 15.5 µs, 98 % were. 1.3 times that leaves 2.1
+  µs for all else, which takes 4.5 µs (nginx 6.1 µs, HAProxy 8.7 µs). What made it less: no hyper for plain requests,
+  fields kept as lines, one write for a head and a small body, a program compiled with counts of what requests run
+  through and linked in that order (17 % fewer instructions), a log that is written in pieces of 8 KiB. What did not:
+  names compared as 64-bit words, optimising for size, other orders of the functions.
+* **Envoy.** 58 % of its 48.4 µs were its own, and how long those take depends on how much of a shared machine's caches
+  it has: the day before, on such a machine with less to spare, it took 84 µs, and hostward 0.28 of that. Here 0.3 of
+  it would be less than the relay takes, which does nothing.
+* **1 MiB answers.** 95 % were the kernel's: `splice` moves pages from one socket to the other, and BBR, where the
   kernel has it for congestion control, sends them by timers. Pipes of 1 MiB, pieces of 48 and 62 KiB and
   `SPLICE_F_MORE` were not better.
-* **HTTP/2.** 44 % of the time was in user space, more than half as much again as with HTTP/1. hyper serves it there,
+* **HTTP/2.** 42 % of the time was in user space, more than twice the share of HTTP/1. hyper serves it there,
   with fields in maps and a task for each request; which part of it costs most was not looked into.
-* **uwsgi.** 74 % were the kernel's: the protocol has a connection for each request.
+* **uwsgi.** 80 % were the kernel's: the protocol has a connection for each request.
 * **Memory.** By `/proc/PID/smaps` after a start with few settings, 3.2 of 3.8 MiB are the program's own file, all but
   0.25 MiB of it as it is on disk: the kernel may drop that, and containers on one host share it.
 * **Allocations.** The answer's fields are still kept as a map. Nothing further was tried."""
@@ -239,7 +242,7 @@ REPEAT = """\
 In a checkout of the commit above, with what the first lines of [tests/bench/run](../tests/bench/run) name:
 
 ```
-tests/bench/run              # everything: an hour
+tests/bench/run              # everything: an hour and a half
 tests/bench/run browser tls  # some profiles
 tests/bench/run --publish    # writes this page
 tests/gates/run              # what a request needs, counted
@@ -260,9 +263,9 @@ rounds. nginx takes part twice. Where the interval of nginx against nginx reache
 result.
 
 Latency is that of an open loop: requests are due at random times, whether or not earlier ones were answered, and
-latency counts from when they were due. Its turns are as short, the rate is the same for everybody in a round, and an
-interval is over turns. The proxy, the app and the generator have real-time priority, or the tail would be made of the
-kernel's slices of some milliseconds. It is measured again, and so is the start, while other processes take more than
-3 % of the CPUs. "Added" is what is left after that of the app without a proxy, at the same rate. Memory is the
-proportional set size of all of a proxy's processes; what the kernel holds for sockets is not in it. The start is timed
-from before the fork."""
+latency counts from when they were due. The rates are the same for everybody. Turns are as short, and there are four
+times as many rounds; a round's figure is the median of its turns', and an interval is over rounds. The proxy, the app
+and the generator have real-time priority, or the tail would be made of the kernel's slices of some milliseconds. It is
+measured again, and so is the start, while other processes take more than 3 % of the CPUs. "Added" is what is left after
+that of the app without a proxy, at the same rate. Memory is the proportional set size of all of a proxy's processes;
+what the kernel holds for sockets is not in it. The start is timed from before the fork."""

@@ -88,12 +88,15 @@ def against(found, theirs, ours="hostward"):
     return interval([ratio(of_round, ours, theirs) for of_round in found["rounds"]])
 
 
-def added(found, name, load, quantile):
-    """Latency through a proxy, turn by turn, less what it is in the same round without one, in microseconds."""
-    def bare(of_round):
-        return statistics.median(turn[load][quantile] for turn in of_round["direct"])
+def added(found, name, load, quantile, twice=True):
+    """Latency through a proxy, round by round, less what it is without one, in microseconds. nginx's is the mean of
+    both, unless the two are to be told apart."""
+    def of(name, of_round):
+        return statistics.median(turn[load][quantile] for turn in of_round[name])
 
-    return [its[load][quantile] - bare(of_round) for of_round in found["rounds"] for its in of_round[name]]
+    names = ("nginx", "control") if name == "nginx" and twice else (name,)
+    return [statistics.mean(of(name, of_round) for name in names) - of("direct", of_round)
+            for of_round in found["rounds"]]
 
 
 def tail_against(found, load="0.6", quantile="0.99"):
@@ -109,7 +112,7 @@ def spread(name, found):
     if name in ("memory", "start"):
         return None
     if name == "latency":
-        once, again = (added(found, its, "0.6", "0.99") for its in ("nginx", "control"))
+        once, again = (added(found, its, "0.6", "0.99", twice=False) for its in ("nginx", "control"))
         same = interval([a / b for a, b in zip(again, once)])
     else:
         same = against(found, CONTROLLED.get(name, "nginx"), "control")

@@ -142,7 +142,9 @@ class Proxy:
                     "uwsgi": f"uwsgi+unix:{place.uwsgi}"}[profile.upstream]
         env = {"ALLOWED_HOSTS": ",".join(HOSTS), "UPSTREAM": upstream, "LISTEN": f"127.0.0.1:{self.ports['http']}",
                "ADMIN_LISTEN": f"127.0.0.1:{free_port()}", "THREADS": "1", "TASK_IP": "off", "LOG_FORMAT": "json",
-               "MAX_CONNECTIONS": str(IDLE + 1024 if profile.idle else 2048)}
+               "MAX_CONNECTIONS": str(IDLE + 1024 if profile.idle else 2048),
+               # As nginx. By default it is 1.5 s, and it may take longer until its next turn.
+               "UPSTREAM_IDLE_TIMEOUT": "60s"}
         if profile.door == "tls":
             env.update(TLS="files", TLS_CERT=f"{place.dir}/cert", TLS_KEY=f"{place.dir}/key")
         env.update(settings)

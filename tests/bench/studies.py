@@ -26,6 +26,9 @@ LATENCY_PEERS = ("direct", "nginx", "hostward", "haproxy", "relay", "control")
 # Latency and start are repeated while other processes take more of the CPUs.
 MOST_OTHERS, TRIES = 0.03, 10
 LATENCY_TURN, LOADS = 0.1, ("0.3", "0.6")
+# A tail needs so many rounds where CPU time needs one.
+LATENCY_ROUNDS = 4
+SEARCHES = 5
 # More requests a second than a generator makes.
 MOST_RATE = 60_000
 
@@ -53,33 +56,32 @@ def workers(place):
 
 
 def measure_latency(place, rounds, seconds):
-    """An open loop at the rates that keep nginx's CPU busy for these shares of the time, the same for everybody in a
-    round. As with CPU time, many short turns: one in which the machine was slow has queues that no proxy made."""
-    def proxies():
-        return {name: Proxy("nginx" if name == "control" else name, place, PROFILES["browser"])
-                for name in LATENCY_PEERS if name not in missing()}
+    """An open loop at the rates that keep nginx's CPU busy for these shares of the time, the same for everybody. Many
+    short turns, as with CPU time: one in which the machine was slow has queues that no proxy made. And many rounds: two
+    nginx differ by some percent in what they need, and by more in how long their queues get."""
+    with real_time(place):
+        rates = rates_of_nginx(place)
+        kept = []
+        for number in range(rounds * LATENCY_ROUNDS):
+            with contextlib.ExitStack() as stack:
+                running = {name: stack.enter_context(Proxy("nginx" if name == "control" else name, place,
+                                                           PROFILES["browser"]))
+                           for name in LATENCY_PEERS if name not in missing()}
+                of_round = {name: [] for name in running}
+                for turn in range(round(seconds / LATENCY_TURN)):
+                    order = list(running.items())[::1 if turn % 2 == 0 else -1]
 
-    kept, rates_of = [], []
-    for number in range(rounds):
-        with real_time(place), contextlib.ExitStack() as stack:
-            running = {name: stack.enter_context(proxy) for name, proxy in proxies().items()}
-            rates = {load: rate_for(place, running["nginx"], float(load)) for load in LOADS}
-            of_round = {name: [] for name in running}
-            for turn in range(round(seconds / LATENCY_TURN)):
-                order = list(running.items())[::1 if turn % 2 == 0 else -1]
+                    def everybody():
+                        return {name: {load: quantiles(place, proxy, rates[load], turn) for load in LOADS}
+                                for name, proxy in order}
 
-                def everybody():
-                    return {name: {load: quantiles(place, proxy, rates[load], turn) for load in LOADS}
-                            for name, proxy in order}
-
-                for name, its in undisturbed(place, running.values(), everybody).items():
-                    of_round[name].append(its)
-        kept.append(of_round)
-        rates_of.append(rates)
-        print(f"  round {number + 1}, p99 at {rates['0.6']:,.0f} requests a second: " + "  ".join(
-            f"{NAMES[name]} {statistics.median(turn['0.6']['0.99'] for turn in turns):.0f}"
-            for name, turns in of_round.items()), flush=True)
-    return {"rounds": kept, "rates": {load: statistics.median(of[load] for of in rates_of) for load in LOADS}}
+                    for name, its in undisturbed(place, running.values(), everybody).items():
+                        of_round[name].append(its)
+            kept.append(of_round)
+            print(f"  round {number + 1}, p99 at {rates['0.6']:,.0f} requests a second: " + "  ".join(
+                f"{NAMES[name]} {statistics.median(turn['0.6']['0.99'] for turn in turns):.0f}"
+                for name, turns in of_round.items()), flush=True)
+    return {"rounds": kept, "rates": rates}
 
 
 @contextlib.contextmanager
@@ -98,6 +100,15 @@ def real_time(place):
         yield
     finally:
         of(os.SCHED_OTHER, 0)
+
+
+def rates_of_nginx(place):
+    """Requests a second that keep its CPU busy for the shares in LOADS: the median of some that were just started."""
+    found = []
+    for _ in range(SEARCHES):
+        with Proxy("nginx", place, PROFILES["browser"]) as nginx:
+            found.append([rate_for(place, nginx, float(load)) for load in LOADS])
+    return dict(zip(LOADS, map(statistics.median, zip(*found))))
 
 
 def rate_for(place, proxy, load):
