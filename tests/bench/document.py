@@ -215,8 +215,8 @@ def write(results, folder, order):
 WHY = """\
 ## What falls short of a goal, and why
 
-What `perf record -e cpu-clock -p PID -- sleep 4` said of the same proxies under the same loads on 2026-11-27, and what
-was tried:
+What `perf record -e cpu-clock -p PID -- sleep 4` said of the same proxies under the same loads on 2026-11-27, with the
+image's program, of which all figures of that day are; and what was tried:
 
 * **The TCP relay, nginx, HAProxy.** Of the 22.5 µs that a browser's request took, 80 % were the kernel's: to receive,
   to send and to wake the app's CPU, for two connections. Of the relay's 15.5 µs, 98 % were. 1.3 times that leaves 2.1
@@ -240,7 +240,8 @@ was tried:
 REPEAT = """\
 ## To repeat it
 
-In a checkout of the commit above, with what the first lines of [tests/bench/run](../tests/bench/run) name:
+In a checkout that has this page, with what the first lines of [tests/bench/run](../tests/bench/run) name. What is
+measured is a release build, unless HOSTWARD names another program, such as the image's:
 
 ```
 tests/bench/run              # everything: an hour and a half
@@ -253,9 +254,10 @@ HOW = """\
 
 Every proxy has one worker, pinned to a CPU of its own, apart from the app and the generator; an allow-list of hosts
 and a refusal for others; `X-Forwarded-For`, `-Proto`, `-Port`, `-Host`, `X-Real-IP` and `X-Request-Id`; an access log
-in JSON with the same content, into a file in memory; and connections to the app that are kept. Before anything is
-measured, a request and a refused one check this. hostward's metrics are on besides. The TCP relay does nothing of
-this: it is the floor, and one connection to the app for each of the client's is a luxury that no proxy has.
+in JSON with the same content, into a file in memory; and connections to the app that are kept, by hostward for 60 s
+as by nginx: its default of 1.5 s is shorter than the wait for its next turn can be. Before anything is measured, a
+request and a refused one check this. hostward's metrics are on besides. The TCP relay does nothing of this: it is the
+floor, and one connection to the app for each of the client's is a luxury that no proxy has.
 
 CPU time is the kernel's account of the proxy's processes, and requests are counted by the app. A round starts all
 proxies afresh; then they take turns of a tenth of a second, forwards and backwards, so that a machine that is slow for
