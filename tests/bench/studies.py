@@ -28,6 +28,7 @@ MOST_OTHERS, TRIES = 0.03, 10
 LATENCY_TURN, LOADS = 0.1, ("0.3", "0.6")
 # A tail needs so many rounds where CPU time needs one.
 LATENCY_ROUNDS = 4
+# So often are the rates looked for.
 SEARCHES = 5
 # More requests a second than a generator makes.
 MOST_RATE = 60_000
@@ -60,28 +61,32 @@ def measure_latency(place, rounds, seconds):
     short turns, as with CPU time: one in which the machine was slow has queues that no proxy made. And many rounds: two
     nginx differ by some percent in what they need, and by more in how long their queues get."""
     with real_time(place):
-        rates = rates_of_nginx(place)
-        kept = []
+        rates, kept = rates_of_nginx(place), []
         for number in range(rounds * LATENCY_ROUNDS):
-            with contextlib.ExitStack() as stack:
-                running = {name: stack.enter_context(Proxy("nginx" if name == "control" else name, place,
-                                                           PROFILES["browser"]))
-                           for name in LATENCY_PEERS if name not in missing()}
-                of_round = {name: [] for name in running}
-                for turn in range(round(seconds / LATENCY_TURN)):
-                    order = list(running.items())[::1 if turn % 2 == 0 else -1]
-
-                    def everybody():
-                        return {name: {load: quantiles(place, proxy, rates[load], turn) for load in LOADS}
-                                for name, proxy in order}
-
-                    for name, its in undisturbed(place, running.values(), everybody).items():
-                        of_round[name].append(its)
-            kept.append(of_round)
+            kept.append(latency_round(place, rates, round(seconds / LATENCY_TURN)))
             print(f"  round {number + 1}, p99 at {rates['0.6']:,.0f} requests a second: " + "  ".join(
                 f"{NAMES[name]} {statistics.median(turn['0.6']['0.99'] for turn in turns):.0f}"
-                for name, turns in of_round.items()), flush=True)
+                for name, turns in kept[-1].items()), flush=True)
     return {"rounds": kept, "rates": rates}
+
+
+def latency_round(place, rates, turns):
+    """Everybody's turns, by name."""
+    proxies = {name: Proxy("nginx" if name == "control" else name, place, PROFILES["browser"])
+               for name in LATENCY_PEERS if name not in missing()}
+    with contextlib.ExitStack() as stack:
+        running = {name: stack.enter_context(proxy) for name, proxy in proxies.items()}
+        of_round = {name: [] for name in running}
+        for turn in range(turns):
+            order = list(running.items())[::1 if turn % 2 == 0 else -1]
+
+            def everybody():
+                return {name: {load: quantiles(place, proxy, rates[load], turn) for load in LOADS}
+                        for name, proxy in order}
+
+            for name, its in undisturbed(place, running.values(), everybody).items():
+                of_round[name].append(its)
+    return of_round
 
 
 @contextlib.contextmanager
