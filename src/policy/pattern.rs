@@ -68,6 +68,10 @@ impl FromStr for HostPattern {
         if text.contains("://") {
             return Err("a host, not a URL: leave out the scheme and the path".into());
         }
+        // RFC 3986 §3.2.2 has it in names, and nobody else does: whoever writes it quotes an item of the list.
+        if text.contains('\'') {
+            return Err("the quotation marks are part of the name: leave them out".into());
+        }
         if let Some((address, rest)) = text.split_once('/') {
             let (prefix, port) = match rest.split_once(':') {
                 Some((prefix, port)) => (prefix, Some(parse_port(port).map_err(|why| why.to_string())?)),
@@ -181,6 +185,9 @@ mod tests {
             "a,b",
             "user@host",
             "[::1",
+            "'example.com'",
+            ".'example.com'",
+            "'example.com':80",
         ] {
             assert!(text.parse::<HostPattern>().is_err(), "{text:?}");
         }
