@@ -131,12 +131,14 @@ impl App {
         Self { url, stage, _server: server, _socket: socket }
     }
 
-    /// What is to be done with requests whose path begins with `key`. A script that doesn't say so ends its answer.
+    /// What is to be done with requests whose path begins with `key`, and held until it is released anew. A script that
+    /// doesn't say so ends its answer.
     pub fn will(&self, key: &str, mut script: Vec<Step>) {
         let ends = |step: &Step| matches!(step, Step::End | Step::Trailers(_) | Step::Switch | Step::Gone | Step::Cut);
         if !script.iter().any(ends) {
             script.push(Step::End);
         }
+        self.stage.released.lock().unwrap().remove(key);
         self.stage.scripts.lock().unwrap().insert(key.to_owned(), script);
     }
 

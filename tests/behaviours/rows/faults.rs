@@ -3,7 +3,7 @@
 use crate::behaviours::app::{Step, Upstream};
 use crate::behaviours::client::Length;
 use crate::behaviours::rows::{MIB, pseudo};
-use crate::behaviours::{Case, Mark, data, fields};
+use crate::behaviours::{Case, Mark, Seen, data, fields};
 use crate::streaming::noise;
 use crate::support::eventually;
 use crate::support::frames::{DATA, END_STREAM, Frames, Outcome};
@@ -144,20 +144,30 @@ pub fn talks_on(case: &Case<'_>) -> Mark {
     let scripts =
         [vec![Step::Read, head.clone(), at_once], vec![Step::Read, head, data("hello"), Step::Hold, data(evil)]];
     let h2c = case.upstream == Upstream::H2c;
-    for script in scripts {
+    for mut script in scripts {
+        // What has been said to the bridge before the path, hostward may not have yet; that it closes the connection
+        // tells that it has.
+        if matches!(case.upstream, Upstream::HttpUnix | Upstream::UwsgiUnix) {
+            script.push(Step::Gone);
+        }
         case.will(script);
-        let first = case.ask(&case.get());
-        case.release();
+        // A stream's answer isn't over before its end.
+        if h2c {
+            case.release();
+        }
         let seen = case.all_seen().len();
-        // Unless its stream has been reset.
-        eventually("the app has said it", || case.all_seen().iter().all(|seen| h2c || seen.done).then_some(()));
-        for answer in [first, case.ask(&case.get())] {
+        for _ in 0..2 {
+            let answer = case.ask(&case.get());
             // In HTTP/2 it is a part of the body, which breaks; a client that was told a length may have it whole before.
             let broken = h2c && (answer.status == 502 || answer.broken.is_some());
             let whole = (answer.status, answer.text()) == (200, "hello".to_owned());
             case.client("whole or broken", broken || whole, true);
+            case.release();
+            // Unless its stream has been reset. What nobody waited for here, the next row's request would get.
+            let said = |seen: &Seen| h2c || seen.done || seen.gone;
+            eventually("the app has said it", || case.all_seen().iter().all(said).then_some(()));
         }
-        case.app("requests", case.all_seen().len(), seen + 1);
+        case.app("requests", case.all_seen().len(), seen + 2);
     }
     if h2c { Mark::No("what an app says beyond the length breaks its answer in HTTP/2") } else { Mark::Yes }
 }
