@@ -1,36 +1,37 @@
-//! Towards an app that speaks HTTP/2 in plain text: a few connections with many requests on each, and the
-//! sending of one of them.
+//! Towards an app that speaks HTTP/2 in plain text: a worker's few connections, with many requests on each.
 //!
 //! A connection has a task of its own, because its requests come from many. What says that the app did not act
 //! on a request (`REFUSED_STREAM`, or a GOAWAY that leaves it out) has it sent once more.
 
+mod relay;
+mod replay;
+mod sending;
+
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::{self, SendRequest};
-use h2::{Reason, RecvStream};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, Uri, Version, header};
-use http_body::{Body, Frame, SizeHint};
+use http::Response;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::spawn_local;
 
 use crate::body::RequestBody;
 use crate::error::Failure;
-use crate::flight::{Flight, WaitingFor};
-use crate::message::fields::content_length;
+use crate::flight::Flight;
 use crate::message::head::RequestHead;
-use crate::message::{fields, interim};
 use crate::metrics::{self, Count, Meter};
-use crate::pump::{Pump, Stopped};
 use crate::socket::Socket;
 use crate::upstream::connect::Connector;
+
+pub(super) use relay::Relay;
+use replay::Replay;
+use sending::{Missed, attempt, translate};
 
 /// One worker's connections.
 #[derive(Debug)]
@@ -63,26 +64,6 @@ pub(super) struct Lease {
     open: Rc<Open>,
     /// Of `UPSTREAM_MAX_CONNECTIONS`.
     permit: Option<OwnedSemaphorePermit>,
-}
-
-/// A response whose body still comes out of its stream, while the request's may still go in.
-#[derive(Debug)]
-pub(super) struct Relay {
-    stream: RecvStream,
-    data_ended: bool,
-    length: Option<u64>,
-    pump: Option<Pump<Replay>>,
-    _lease: Lease,
-}
-
-/// Why an attempt brought no response.
-enum Missed {
-    /// The app has not acted on the request.
-    Unprocessed,
-    /// The connection broke. The app may have acted.
-    Broken(Failure),
-    /// Another attempt would not help.
-    Final(Failure),
 }
 
 impl Pool {
@@ -123,7 +104,7 @@ impl Pool {
             let missed = match attempt(&lease, head.clone(), &mut body, flight, takes_interim).await {
                 Ok((response, pump)) => {
                     lease.open.used.set(true);
-                    return Ok(relay(response, pump, lease));
+                    return Ok(Relay::over(response, pump, lease));
                 }
                 Err(missed) => missed,
             };
@@ -252,111 +233,6 @@ pub async fn ask(socket: Socket, head: http::request::Parts) -> Result<http::Sta
     .map_err(broken)
 }
 
-/// The head of HTTP/1.1 as one of HTTP/2: the `Host` becomes `:authority`, and what belongs to one connection of
-/// HTTP/1.1 goes.
-fn translate(mut head: http::request::Parts) -> Request<()> {
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
-        head.headers.remove(name);
-    }
-    let mut request = Request::new(());
-    *request.method_mut() = head.method;
-    let path = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    let host = head.headers.get(header::HOST);
-    let target = host.and_then(|host| {
-        Uri::builder().scheme("http").authority(host.as_bytes()).path_and_query(path.clone()).build().ok()
-    });
-    match target {
-        Some(target) => {
-            head.headers.remove(header::HOST);
-            *request.version_mut() = Version::HTTP_2;
-            *request.uri_mut() = target;
-        }
-        // A request without a host; `h2` takes one of that version without an authority.
-        None => *request.uri_mut() = path.into(),
-    }
-    *request.headers_mut() = head.headers;
-    request
-}
-
-/// Sends the request on one stream and waits for the head of the answer.
-async fn attempt(
-    lease: &Lease,
-    head: Request<()>,
-    body: &mut Replay,
-    flight: &Rc<Flight>,
-    takes_interim: bool,
-) -> Result<(Response<RecvStream>, Option<Pump<Replay>>), Missed> {
-    let mut sender = lease.open.sender.clone().ready().await.map_err(|_| Missed::Unprocessed)?;
-    let ends = body.is_end_stream();
-    let (mut response, stream) = sender.send_request(head, ends).map_err(|_| Missed::Unprocessed)?;
-    drop(sender);
-    let mut pump = (!ends).then(|| Pump::new(std::mem::replace(body, Replay::new(RequestBody::EMPTY)), stream));
-    let mut sent = ends;
-    let outcome = poll_fn(|cx| {
-        if let Some(pump) = pump.as_mut().filter(|_| !sent) {
-            match pump.poll(cx, no_edit) {
-                Poll::Ready(Err(Stopped::Body(failure))) => return Poll::Ready(Err(Missed::Final(failure))),
-                // What is wrong with the stream, the response tells.
-                Poll::Ready(Ok(()) | Err(Stopped::Refused)) => sent = true,
-                Poll::Pending => {}
-            }
-        }
-        while let Poll::Ready(Some(Ok(hints))) = response.poll_informational(cx) {
-            if let (true, Some(bytes)) = (takes_interim, interim::write(&hints)) {
-                flight.queue_interim(&bytes);
-                // Who sends it on has to look again.
-                cx.waker().wake_by_ref();
-            }
-        }
-        match Pin::new(&mut response).poll(cx) {
-            Poll::Ready(response) => return Poll::Ready(response.map_err(|error| why(&error))),
-            Poll::Pending => {}
-        }
-        match flight.overdue() {
-            Some(WaitingFor::Body) => Poll::Ready(Err(Missed::Final(Failure::BodyTimeout))),
-            Some(WaitingFor::App) => Poll::Ready(Err(Missed::Final(Failure::ResponseTimeout))),
-            _ => Poll::Pending,
-        }
-    })
-    .await;
-    match outcome {
-        Ok(response) => {
-            if let Some(pump) = &mut pump {
-                pump.body().forget();
-            }
-            Ok((response, pump.filter(|_| !sent)))
-        }
-        Err(missed) => {
-            if let Some(pump) = pump {
-                *body = pump.into_body();
-            }
-            Err(missed)
-        }
-    }
-}
-
-fn relay(response: Response<RecvStream>, pump: Option<Pump<Replay>>, lease: Lease) -> Response<Relay> {
-    let length = response.headers().get(header::CONTENT_LENGTH);
-    let length = length.and_then(|length| content_length(length.as_bytes()));
-    response.map(|stream| Relay { stream, data_ended: false, length, pump, _lease: lease })
-}
-
-fn why(error: &h2::Error) -> Missed {
-    if error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM)) {
-        Missed::Unprocessed
-    } else if error.is_io() {
-        Missed::Broken(Failure::ConnectionTerminated)
-    } else if error.is_remote() {
-        Missed::Final(Failure::ConnectionTerminated)
-    } else {
-        // What came was not HTTP/2.
-        Missed::Final(Failure::ResponseMalformed)
-    }
-}
-
-/// A request's trailers are edited where the body comes in.
-fn no_edit(_: &mut HeaderMap) {}
-
 impl Open {
     fn is_usable(&self) -> bool {
         // After a GOAWAY it takes no more requests, and lives on for those that it has.
@@ -375,116 +251,6 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.open.streams.set(self.open.streams.get() - 1);
         self.open.idle_since.set(Instant::now());
-    }
-}
-
-impl Body for Relay {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let relay = &mut *self;
-        if let Some(pump) = &mut relay.pump
-            && let Poll::Ready(outcome) = pump.poll(cx, no_edit)
-        {
-            relay.pump = None;
-            if let Err(Stopped::Body(failure)) = outcome {
-                return Poll::Ready(Some(Err(failure)));
-            }
-        }
-        if !relay.data_ended {
-            match ready!(relay.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    if let Some(length) = &mut relay.length {
-                        *length = length.saturating_sub(data.len() as u64);
-                    }
-                    relay.stream.flow_control().release_capacity(data.len()).ok();
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(_)) => return Poll::Ready(Some(Err(Failure::ConnectionTerminated))),
-                None => relay.data_ended = true,
-            }
-        }
-        Poll::Ready(match ready!(relay.stream.poll_trailers(cx)) {
-            Ok(Some(mut trailers)) => {
-                fields::strip_response_trailers(&mut trailers);
-                Some(Ok(Frame::trailers(trailers)))
-            }
-            Ok(None) => None,
-            Err(_) => Some(Err(Failure::ConnectionTerminated)),
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if self.stream.is_end_stream() {
-            return SizeHint::with_exact(0);
-        }
-        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
-
-/// A request body that can be sent a second time while little of it has been sent.
-#[derive(Debug)]
-struct Replay {
-    body: RequestBody,
-    /// What has come out of `body`; `None` when that was too much.
-    kept: Option<Vec<Bytes>>,
-    /// How many of `kept` have been sent in this attempt.
-    sent: usize,
-}
-
-impl Replay {
-    fn new(body: RequestBody) -> Self {
-        Self { body, kept: Some(Vec::new()), sent: 0 }
-    }
-
-    /// Begins anew. False when that can't be.
-    fn rewind(&mut self) -> bool {
-        self.sent = 0;
-        self.kept.is_some()
-    }
-
-    /// There will be no second attempt.
-    fn forget(&mut self) {
-        if self.kept.as_ref().is_some_and(|kept| self.sent == kept.len()) {
-            self.kept = None;
-        }
-    }
-}
-
-impl Body for Replay {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let replay = &mut *self;
-        if let Some(data) = replay.kept.as_ref().and_then(|kept| kept.get(replay.sent)) {
-            replay.sent += 1;
-            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
-        }
-        let frame = ready!(Pin::new(&mut replay.body).poll_frame(cx));
-        if let (Some(Ok(frame)), Some(kept)) = (&frame, &mut replay.kept) {
-            match frame.data_ref() {
-                Some(data) if kept.iter().map(Bytes::len).sum::<usize>() + data.len() <= BUFFER => {
-                    kept.push(data.clone());
-                    replay.sent += 1;
-                }
-                _ => replay.kept = None,
-            }
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.kept.as_ref().is_none_or(|kept| kept.len() == self.sent) && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
     }
 }
 
