@@ -171,8 +171,8 @@ pub async fn run(
     let auto = config.threads.is_none();
     discovery::spawn(&config.task_ip, own, move |found| {
         place.set(Place::of(found)).ok();
-        if let (true, Some(vcpus)) = (auto, found.vcpus) {
-            threads.store(usable_cpus(Some(vcpus)), Ordering::Relaxed);
+        if auto {
+            threads.store(usable_cpus(found.vcpus), Ordering::Relaxed);
         }
     });
 

@@ -7,10 +7,9 @@ use std::time::Duration;
 use hostward::metrics::{DECISIONS, ERRORS};
 use serde_json::{Value, json};
 
-use crate::emf::wait_for_place;
 use crate::support::app::App;
 use crate::support::hostward::Hostward;
-use crate::support::metadata::{Metadata, container, network};
+use crate::support::metadata::{Metadata, container, network, wait_for_discovery};
 use crate::support::wire::{get, text};
 use crate::support::{Task, eventually};
 
@@ -104,7 +103,7 @@ fn lines() -> Vec<Value> {
     here.extend([(place.0, place.1.as_str()), ("HOSTWARD_ACCESS_LOG_PROBES", "on")]);
     report.push(("HOSTWARD_HOST_POLICY", "report"));
     let task = Task::echo(&here);
-    wait_for_place(&task, &metadata);
+    wait_for_discovery(&task);
     let trace = "X-Amzn-Trace-Id: Root=1-67891233-abcdef012345678912345678";
     let user = format!("GET /a HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent: curl/8\r\n{trace}\r\n\r\n");
     task.ask(&user).expect(200);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::app::{App, Then, answer};
-use crate::support::metadata::{Metadata, PATH, Reply, container, missing, network};
+use crate::support::metadata::{Metadata, PATH, Reply, container, missing, network, wait_for_discovery};
 use crate::support::{Task, eventually, wire};
 
 fn probe(host: &str) -> String {
@@ -104,6 +104,34 @@ fn an_endpoint_that_recovers_is_asked_again() {
             _ => missing(),
         });
         becomes_a_probe_host(&task(&metadata), "10.0.2.100:8080");
+    }
+}
+
+#[test]
+fn the_tasks_cpu_limit_sets_the_number_of_workers_and_without_one_there_are_as_many_as_cpus() {
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    for (limits, workers) in [(Some(json!({ "CPU": 0.5 })), 1), (Some(json!({})), cpus.min(2)), (None, cpus.min(2))] {
+        let document = limits.clone();
+        let metadata = Metadata::start(move |path, _| match (path.strip_prefix(PATH), &document) {
+            (Some(""), _) => Reply::Body("200 OK", container(&network(&["10.0.2.100"])).to_string()),
+            (Some("/task"), Some(limits)) => {
+                Reply::Body("200 OK", json!({ "Containers": [], "Limits": limits }).to_string())
+            }
+            _ => Reply::Body("500 Internal Server Error", "\"no network settings\"".into()),
+        });
+        let task = task(&metadata);
+        wait_for_discovery(&task);
+        let mut clients = [task.client(), task.client()];
+        for client in &mut clients {
+            client.ask(probe("www.example.com")).expect(200);
+        }
+        let status = wire::get(task.hostward.admin, "localhost", "/status").expect(200).text();
+        let status: Value = serde_json::from_str(&status).unwrap();
+        assert_eq!(status["workers"], workers, "{limits:?}");
+        if limits.is_none() && cpus > 1 {
+            let line = task.hostward.line(|line| line["msg"] == "task CPU limit unavailable");
+            assert!(line["hint"].as_str().is_some_and(|hint| hint.contains("HOSTWARD_THREADS")), "{line}");
+        }
     }
 }
 

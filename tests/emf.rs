@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::support::app::answer;
-use crate::support::metadata::{Metadata, container, network};
-use crate::support::{Task, eventually, python};
+use crate::support::metadata::{Metadata, container, network, wait_for_discovery};
+use crate::support::{Task, python};
 
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/emf-schema.json");
 
@@ -134,7 +134,7 @@ fn where_discovery_knows_the_place_it_becomes_the_dimensions() {
         ("ECS_CONTAINER_METADATA_URI_V4", &metadata.url()),
     ];
     let mut task = Task::echo(&settings);
-    wait_for_place(&task, &metadata);
+    wait_for_discovery(&task);
     let line = lines(&mut task).pop().unwrap();
     let dimensions = &line["_aws"]["CloudWatchMetrics"][0]["Dimensions"];
     assert_eq!(dimensions, &json!([["ClusterName", "TaskDefinitionFamily"]]));
@@ -143,15 +143,6 @@ fn where_discovery_knows_the_place_it_becomes_the_dimensions() {
     let mut nowhere = Task::echo(&settings[..2]);
     let line = lines(&mut nowhere).pop().unwrap();
     assert_eq!(line["_aws"]["CloudWatchMetrics"][0]["Dimensions"], json!([[]]));
-}
-
-/// The place is handed over with the addresses, or after the task's own document was asked for, as it is where there is
-/// more than one CPU.
-pub fn wait_for_place(task: &Task, metadata: &Metadata) {
-    let documents = std::thread::available_parallelism().map_or(1, |cpus| if cpus.get() > 1 { 2 } else { 1 });
-    task.hostward.line(|line| line["msg"] == "task addresses found");
-    eventually("the documents were asked for", || (metadata.asked().len() >= documents).then_some(()));
-    std::thread::sleep(Duration::from_millis(200));
 }
 
 #[test]

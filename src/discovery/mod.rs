@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, Url};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use self::document::{Document, presentable};
 use self::endpoint::{Endpoint, Failure, Reason};
@@ -28,6 +28,10 @@ use crate::policy::OwnAddresses;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// How often the task's document is asked for when the container's has the addresses: version 3 answers 500 while any
+/// other container has no network yet. Three seconds, if it answers at once.
+const TRIES: u32 = 6;
+
 /// How long a reason that has been logged is kept quiet while it goes on.
 const QUIET: Duration = Duration::from_mins(1);
 
@@ -36,6 +40,9 @@ const EFFECT: &str = "asks again; meanwhile probes are known by the address that
                       this machine's interface addresses";
 const EFFECT_FOR_GOOD: &str = "does not ask; probes are known by the address that their connection came in on and by \
                                this machine's interface addresses";
+
+const HINT_ON_WORKERS: &str = "set HOSTWARD_THREADS to the task's vCPUs";
+const EFFECT_ON_WORKERS: &str = "does not ask again; there may be a worker for each CPU of this machine";
 
 /// What discovery found.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -83,8 +90,8 @@ pub fn interface_addresses() -> Vec<IpAddr> {
 /// Fills in `own.discovered`: at once where the settings or the environment name addresses, else from a thread of
 /// its own, which ends when it has found some and never ends the process.
 ///
-/// `on_found` is called once, after `own.discovered` was set and the task's CPU limit asked for; not at all when
-/// there is nobody to ask or `TASK_IP` is `off`.
+/// `on_found` is called once: after `own.discovered` was set and the task's CPU limit asked for, or at once, with
+/// nothing, when nothing can be found out. Not at all when there is nobody to ask or `TASK_IP` is `off`.
 pub fn spawn(task_ip: &TaskIp, own: Arc<OwnAddresses>, on_found: impl FnOnce(&Found) + Send + 'static) {
     let source = match task_ip {
         TaskIp::Off => return,
@@ -95,18 +102,22 @@ pub fn spawn(task_ip: &TaskIp, own: Arc<OwnAddresses>, on_found: impl FnOnce(&Fo
     let endpoint = match endpoint(source) {
         None => return,
         Some(Ok(endpoint)) => endpoint,
-        Some(Err((uri, failure))) => return warn_unavailable(&uri, &failure, 1),
+        Some(Err((uri, failure))) => {
+            warn_unavailable(&uri, &failure, 1);
+            return on_found(&Found::default());
+        }
     };
     let thread = thread::Builder::new().name("discovery".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        match (runtime, endpoint::client()) {
-            (Ok(runtime), Ok(client)) => on_found(&runtime.block_on(discover(&client, &endpoint, &own))),
-            (Err(error), _) => warn_not_started(&error),
-            (_, Err(error)) => warn_not_started(&error),
-        }
+        let found = match (runtime, endpoint::client()) {
+            (Ok(runtime), Ok(client)) => runtime.block_on(discover(&client, &endpoint, &own)),
+            (Err(error), _) => not_started(&error),
+            (_, Err(error)) => not_started(&error),
+        };
+        on_found(&found);
     });
     if let Err(error) = thread {
-        warn_not_started(&error);
+        not_started(&error);
     }
 }
 
@@ -147,14 +158,7 @@ async fn discover(client: &Client, endpoint: &Endpoint, own: &OwnAddresses) -> F
     publish(&found, own);
     let more_than_one_cpu = thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
     let task = match (task, &endpoint.task) {
-        (None, Some(url)) if more_than_one_cpu => match endpoint::ask(client, url).await {
-            Ok(task) => Some(task),
-            // Nothing depends on it but the number of workers, which without it is the number of CPUs.
-            Err(failure) => {
-                debug!(uri = %endpoint::shown(url), error = %failure, "task CPU limit unavailable");
-                None
-            }
-        },
+        (None, Some(url)) if more_than_one_cpu => limit(client, url).await,
         (task, _) => task,
     };
     if let Some(task) = task {
@@ -164,6 +168,24 @@ async fn discover(client: &Client, endpoint: &Endpoint, own: &OwnAddresses) -> F
         found.cluster = found.cluster.or_else(|| task.cluster());
     }
     found
+}
+
+/// Asks for the task's document until it is there, or has been asked for often enough: nothing depends on it but the
+/// number of workers.
+async fn limit(client: &Client, url: &Url) -> Option<Document> {
+    let mut pause = FIRST_PAUSE;
+    for tries in 1.. {
+        match endpoint::ask(client, url).await {
+            Ok(task) => return Some(task),
+            Err(failure) if tries == TRIES => {
+                warn!(uri = %endpoint::shown(url), error = %failure, effect = EFFECT_ON_WORKERS, hint = HINT_ON_WORKERS, "task CPU limit unavailable");
+                break;
+            }
+            Err(_) => tokio::time::sleep(pause).await,
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    None
 }
 
 /// Asks for addresses once: the own container's document, and the task's only when that one has none, because the
@@ -207,8 +229,9 @@ fn warn_unavailable(uri: &str, failure: &Failure, count: u64) {
     warn!(uri = %uri, error = %failure, count, effect, hint = HINT, "task metadata unavailable");
 }
 
-fn warn_not_started(error: &dyn std::error::Error) {
+fn not_started(error: &dyn std::error::Error) -> Found {
     warn!(error = %error, effect = EFFECT_FOR_GOOD, hint = HINT, "task metadata unavailable");
+    Found::default()
 }
 
 /// Which failures have been logged, so that each makes a line when it first comes and then one a minute.

@@ -153,7 +153,12 @@ fn logged(act: impl FnOnce()) -> String {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    tracing::subscriber::with_default(subscriber, act);
+    tracing::subscriber::with_default(subscriber, || {
+        // A test beside this one may have met a line before this subscriber was there, and put down after it that
+        // nobody wants it.
+        tracing::callsite::rebuild_interest_cache();
+        act();
+    });
     String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
 }
 
@@ -191,7 +196,22 @@ fn a_task_document_that_cannot_be_had_costs_only_the_limit() {
     });
     let (found, _) = find(v4(endpoint.uri()));
     assert_eq!((found.addresses, found.vcpus), (ips(&["10.0.2.100", "2001:db8::ab"]), None));
-    assert!(endpoint.paths().len() <= 2, "asked once more, at most: {:?}", endpoint.paths());
+    // On a single CPU nobody wants to know.
+    let tries = if thread::available_parallelism().unwrap().get() > 1 { TRIES as usize } else { 0 };
+    assert_eq!(endpoint.paths().len(), 1 + tries, "{:?}", endpoint.paths());
+}
+
+#[test]
+fn a_task_document_that_comes_late_brings_the_limit() {
+    if thread::available_parallelism().unwrap().get() == 1 {
+        return;
+    }
+    let endpoint = StandIn::start(|stream, path, number| match (path, number) {
+        ("/v4/7e1c/task", 0..3) => answer(stream, "500 Internal Server Error", r#""no network settings""#),
+        _ => healthy(stream, path, number),
+    });
+    let (found, _) = find(v4(endpoint.uri()));
+    assert_eq!(found.vcpus, Some(0.5));
 }
 
 #[test]
@@ -310,7 +330,7 @@ fn a_variable_that_is_no_url_is_said_once_and_survived() {
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(said.contains("task metadata unavailable") && said.contains("HOSTWARD_TASK_IP"), "{said}");
         assert!(!said.contains('\u{1b}'), "{said}");
-        assert_eq!(receiver.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+        assert_eq!(receiver.try_recv(), Ok(Found::default()), "nobody has to wait for more");
     }
 }
 

@@ -1,11 +1,13 @@
 //! A task metadata endpoint that answers as AWS's does, or as badly as the test says.
 
 use std::collections::HashMap;
+use std::fs;
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
 use super::app::{App, Then, answer, hang};
+use super::{Task, eventually};
 
 /// A stand-in for `http://169.254.170.2`.
 pub struct Metadata {
@@ -91,4 +93,14 @@ pub fn network(addresses: &[&str]) -> Value {
 /// What AWS's endpoint says when it doesn't know the container: a JSON string.
 pub fn missing() -> Reply {
     Reply::Body("404 Not Found", "\"V4 container metadata handler: unable to get container ID\"".into())
+}
+
+/// Waits until nothing more is asked: then everything that depends on it has been told.
+pub fn wait_for_discovery(task: &Task) {
+    task.hostward.line(|line| line["msg"] == "task addresses found");
+    eventually("discovery has ended", || {
+        let threads = fs::read_dir(format!("/proc/{}/task", task.hostward.pid())).unwrap();
+        let mut names = threads.map_while(Result::ok).flat_map(|one| fs::read_to_string(one.path().join("comm")));
+        names.all(|name| name.trim() != "discovery").then_some(())
+    });
 }
