@@ -27,11 +27,19 @@ fn main() -> ExitCode {
     }
     let loaded = match config::load(&flags, std::env::vars_os(), stdout().is_terminal()) {
         Ok(loaded) => loaded,
+        // They have to know where the hostward that runs here listens. That it was given the rest by flags is no reason
+        // to call it ill.
+        Err(mistakes)
+            if matches!(command, Command::Healthcheck { .. } | Command::Status { .. })
+                && !mistakes.concern(&["HOSTWARD_LISTEN", "HOSTWARD_ADMIN_LISTEN"]) =>
+        {
+            Loaded { config: *mistakes.config, warnings: Vec::new(), sources: mistakes.sources }
+        }
         Err(mut mistakes) => {
             if let Command::Config { format } = command {
                 command::config::run(&mistakes.sources, format, &mut stdout());
             }
-            if let (Command::Run | Command::Check { .. }, Err(more)) = (&command, Pair::given(&mistakes.tls)) {
+            if let (Command::Run | Command::Check { .. }, Err(more)) = (&command, Pair::given(&mistakes.config.tls)) {
                 mistakes.list.extend(more);
             }
             return mistaken(&mistakes);
@@ -39,7 +47,7 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Run | Command::Check { .. } => match Pair::given(&loaded.config.tls) {
-            Err(list) => mistaken(&Mistakes { list, sources: loaded.sources, tls: loaded.config.tls }),
+            Err(list) => mistaken(&Mistakes { list, sources: loaded.sources, config: Box::new(loaded.config) }),
             Ok(pair) => match command {
                 Command::Check { upstream } => {
                     command::check::run(&loaded, pair.as_ref(), upstream, &mut stdout()).into()

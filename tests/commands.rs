@@ -170,6 +170,13 @@ fn healthcheck_tells_by_its_exit_code() {
     }
     let nowhere = App::nowhere().to_string();
     assert_eq!(check(&["healthcheck"], &nowhere).status.code(), Some(1));
+    // What was given to the hostward that runs by flags, this one doesn't know, and doesn't have to.
+    for command in ["healthcheck", "status"] {
+        let output = Hostward::run(&[command], &[("HOSTWARD_ADMIN_LISTEN", &admin), ("HOSTWARD_IDLE_TIMEOUT", "75")]);
+        assert_eq!(output.status.code(), Some(0), "{command}: {}", both(&output));
+        let output = Hostward::run(&[command], &[HOSTS, ("HOSTWARD_ADMIN_LISTEN", "9797s")]);
+        assert_eq!(output.status.code(), Some(2), "{command}: {}", both(&output));
+    }
 
     let hostward = Hostward::start(&[HOSTS, ("HOSTWARD_UPSTREAM", &format!("http://{}", App::nowhere()))]);
     let admin = hostward.admin.to_string();

@@ -28,6 +28,7 @@ const MOST: usize = 1024;
 fn ask(config: &Config, ready: bool) -> Result<String, String> {
     let (setting, address) = match config.admin_listen {
         Some(address) => ("HOSTWARD_ADMIN_LISTEN", address),
+        None if ready => return Err("not known: HOSTWARD_ADMIN_LISTEN is off, and nobody else says so".into()),
         None => ("HOSTWARD_LISTEN", config.listen),
     };
     if address.port() == 0 {
@@ -167,10 +168,12 @@ mod tests {
     fn without_an_admin_port_a_connect_must_do() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = listener.local_addr().unwrap().to_string();
-        let (code, line) = checked(&config("off", &listen), true);
+        let (code, line) = checked(&config("off", &listen), false);
         assert_eq!(code, 0, "{line}");
-        drop(listener);
         let (code, line) = checked(&config("off", &listen), true);
+        assert_eq!((code, line.starts_with("not known")), (1, true), "it tells nothing of the app: {line}");
+        drop(listener);
+        let (code, line) = checked(&config("off", &listen), false);
         assert_eq!((code, line.starts_with("not live")), (1, true), "{line}");
         assert_eq!(checked(&config("127.0.0.1:0", ":8080"), false).0, 1);
     }

@@ -43,7 +43,7 @@ pub fn load(
     if mistakes.is_empty() {
         Ok(Loaded { config, warnings, sources })
     } else {
-        Err(Mistakes { list: mistakes, sources, tls: config.tls })
+        Err(Mistakes { list: mistakes, sources, config: Box::new(config) })
     }
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use super::{Sources, Tls};
+use super::{Config, Sources};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +31,8 @@ pub struct Mistakes {
     pub list: Vec<Mistake>,
     /// What was written, right or wrong, for `hostward config`.
     pub sources: Sources,
-    /// What was written of TLS, as far as it is right: the files may be wrong too.
-    pub tls: Tls,
+    /// What was meant, as far as it is right: more may be found wrong with it, and nothing is started with it.
+    pub config: Box<Config>,
 }
 
 /// Characters of a value that a message shows; the longest sensible value is a list of hosts.
@@ -86,6 +86,11 @@ impl fmt::Display for Mistake {
 }
 
 impl Mistakes {
+    /// Whether there is one in these variables.
+    pub fn concern(&self, variables: &[&str]) -> bool {
+        self.list.iter().any(|mistake| variables.contains(&mistake.setting.as_str()))
+    }
+
     /// Writes all of them: for a person, or one JSON object a line.
     ///
     /// # Errors
@@ -144,11 +149,12 @@ pub fn visible(text: impl Iterator<Item = char>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Flags, load};
 
     fn two() -> Mistakes {
         let first = Mistake::new("HOSTWARD_IDLE_TIMEOUT", Some("75"), "a duration needs a unit", "Write 75s.");
         let second = Mistake { by_flag: true, ..Mistake::new("HOSTWARD_LISTEN", None, "wrong", "Example: :8080.") };
-        Mistakes { list: vec![first, second], sources: Sources::default(), tls: Tls::Off }
+        Mistakes { list: vec![first, second], ..load(&Flags::default(), [], false).unwrap_err() }
     }
 
     fn written(mistakes: &Mistakes, terminal: bool) -> String {

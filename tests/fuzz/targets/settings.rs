@@ -48,7 +48,7 @@ fuzz_target!(|input: &[u8]| {
         Err(mistakes) => {
             check_mistakes(&mistakes);
             let shown: Vec<_> = mistakes.sources.list.iter().map(Given::shown).collect();
-            format!("{:?} {:?} {shown:?}", mistakes.list, mistakes.tls)
+            format!("{:?} {:?} {shown:?}", mistakes.list, mistakes.config.tls)
         }
     };
     if input.split(|byte| *byte == 0).all(is_key_in_pem) {
