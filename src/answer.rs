@@ -331,7 +331,11 @@ fn write_fields<B>(response: &mut Response<B>, failure: Failure) {
         Failure::Method => {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
-        Failure::LimitReached | Failure::MemoryFull | Failure::OutOfDescriptors | Failure::ConnectionRefused => {
+        Failure::LimitReached
+        | Failure::MemoryFull
+        | Failure::OutOfDescriptors
+        | Failure::Shutdown
+        | Failure::ConnectionRefused => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         _ => {}

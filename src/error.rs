@@ -6,6 +6,7 @@ use std::fmt;
 
 use http::StatusCode;
 
+use crate::exchange;
 use crate::message::authority::InvalidAuthority;
 use crate::policy::Refusal;
 
@@ -68,6 +69,8 @@ pub enum Failure {
     MemoryFull,
     /// No file descriptor for a connection to the app.
     OutOfDescriptors,
+    /// `SHUTDOWN_TIMEOUT` was over before the answer began.
+    Shutdown,
     /// A bug in hostward.
     Internal,
 }
@@ -106,7 +109,7 @@ impl Failure {
             | Self::ResponseMalformed
             | Self::UpgradeFailed => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors => {
+            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors | Self::Shutdown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -140,7 +143,9 @@ impl Failure {
             Self::ResponseMalformed => "http_protocol_error",
             Self::UpgradeFailed => "http_upgrade_failed",
             Self::LimitReached => "connection_limit_reached",
-            Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors | Self::Internal => "proxy_internal_error",
+            Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors | Self::Shutdown | Self::Internal => {
+                "proxy_internal_error"
+            }
         }
     }
 
@@ -160,6 +165,7 @@ impl Failure {
             Self::SpoolFailed => "spool_failed",
             Self::MemoryFull => "memory_full",
             Self::OutOfDescriptors => "out_of_descriptors",
+            Self::Shutdown => exchange::CUT,
             _ => self.token(),
         }
     }
@@ -191,9 +197,12 @@ impl Failure {
             | Self::ResponseTimeout
             | Self::ResponseMalformed
             | Self::UpgradeFailed => Side::App,
-            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors | Self::Internal => {
-                Side::Hostward
-            }
+            Self::LimitReached
+            | Self::SpoolFailed
+            | Self::MemoryFull
+            | Self::OutOfDescriptors
+            | Self::Shutdown
+            | Self::Internal => Side::Hostward,
         }
     }
 
@@ -217,6 +226,7 @@ impl Failure {
             Self::SpoolFailed => "no room on disk for a request body",
             Self::MemoryFull => "no memory for a request body",
             Self::OutOfDescriptors => "out of file descriptors",
+            Self::Shutdown => "request cut by shutdown",
             Self::Internal => "internal error",
         }
     }
@@ -272,6 +282,9 @@ impl Failure {
             Self::OutOfDescriptors => {
                 "raise `ulimits` (nofile) in the task definition, or lower HOSTWARD_MAX_CONNECTIONS"
             }
+            Self::Shutdown => {
+                "the app took longer than HOSTWARD_SHUTDOWN_TIMEOUT; raise it, and the container's `stopTimeout` above it"
+            }
             Self::Internal => "please report this with the log line",
         }
     }
@@ -307,6 +320,7 @@ impl fmt::Display for Failure {
             Self::SpoolFailed => f.write_str("the request body can't be stored"),
             Self::MemoryFull => f.write_str("there is no memory for the request body"),
             Self::OutOfDescriptors => f.write_str("there are too many connections"),
+            Self::Shutdown => f.write_str("the server is stopping"),
             Self::Internal => f.write_str("an internal error"),
         }
     }

@@ -138,9 +138,10 @@ impl Flight {
         self.under_way.get()
     }
 
-    /// The exchange is cut in the middle of whatever is under way.
-    pub fn cut(&self) {
-        self.cut.set(true);
+    /// The exchange is cut in the middle of whatever is under way. Whether that is new: then it is to be polled once
+    /// more, for its last words.
+    pub fn cut(&self) -> bool {
+        !self.cut.replace(true)
     }
 
     /// Whether it was hostward that ended the exchange.

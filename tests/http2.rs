@@ -619,7 +619,7 @@ fn more_streams_than_allowed_are_refused_and_the_others_served() {
 fn draining_says_goaway_and_finishes_what_is_in_flight() {
     let (go, gone) = mpsc::channel::<()>();
     let gone = Mutex::new(gone);
-    let mut task = Task::start(&[("HOSTWARD_DRAIN_DELAY", "2s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "5s")], move |talk| {
+    let mut task = Task::start(&[("HOSTWARD_DRAIN_DELAY", "4s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "5s")], move |talk| {
         if talk.request.target == "/held" {
             gone.lock().unwrap().recv().ok();
         }
@@ -657,7 +657,7 @@ fn draining_says_goaway_and_finishes_what_is_in_flight() {
     }
     assert!(answered, "what was in flight has not been finished");
     drop(new);
-    assert!(task.hostward.wait(Duration::from_secs(6)).success());
+    assert!(task.hostward.wait(Duration::from_secs(8)).success());
     assert_eq!(task.hostward.line(|line| line["msg"] == "stopped")["clean"], true);
 }
 
@@ -669,8 +669,9 @@ fn what_takes_longer_than_the_shutdown_timeout_is_cut_and_recorded() {
     task.app.wait_count(1);
     task.hostward.terminate();
     assert!(task.hostward.wait(Duration::from_secs(5)).success(), "{}", task.hostward.output());
-    assert_eq!(task.hostward.request_line("/held")["error"], "shutdown");
-    drop(frames);
+    assert_eq!(frames.outcome(1), Outcome::Answer(503));
+    let line = task.hostward.request_line("/held");
+    assert_eq!((&line["status"], &line["error"]), (&503.into(), &"shutdown".into()), "{line}");
 }
 
 #[test]

@@ -210,7 +210,7 @@ fn read_sources(directory: &Path, all: &mut String) {
 }
 
 /// One of each kind that is answered: a client that has left gets nothing.
-const FAILURES: [Failure; 28] = [
+const FAILURES: [Failure; 29] = [
     Failure::Malformed(""),
     Failure::PlainHttp,
     Failure::UnknownCoding,
@@ -238,5 +238,6 @@ const FAILURES: [Failure; 28] = [
     Failure::SpoolFailed,
     Failure::MemoryFull,
     Failure::OutOfDescriptors,
+    Failure::Shutdown,
     Failure::Internal,
 ];

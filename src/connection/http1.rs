@@ -115,7 +115,8 @@ impl Server {
                             }
                         }
                     }
-                    if !wire.flight.is_to_be_asked_again() {
+                    let is_cut = self.stage.get() == Stage::Cut && wire.flight.cut();
+                    if !is_cut && !wire.flight.is_to_be_asked_again() {
                         break;
                     }
                 }
@@ -134,9 +135,6 @@ impl Server {
                 End::Stopping => !wire.flight.is_under_way(),
                 _ => false,
             };
-            if matches!(end, End::Stopping) {
-                wire.flight.cut();
-            }
             // With this block goes the exchange under way, which is recorded.
             (end, whole, connection.map(|connection| connection.into_parts().read_buf).unwrap_or_default())
         };

@@ -121,9 +121,6 @@ impl Session {
         flight.timer().register(cx.waker());
         self.task.borrow_mut().clone_from(cx.waker());
         loop {
-            if self.server.stage.get() == Stage::Cut {
-                return Poll::Ready(false);
-            }
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond),
                 Poll::Ready(Some(Err(error))) => {
@@ -133,6 +130,10 @@ impl Session {
                     return Poll::Ready(!error.is_io());
                 }
                 Poll::Ready(None) => return Poll::Ready(true),
+                // As soon as the streams have said their last words, which have gone out with this poll.
+                Poll::Pending if self.server.stage.get() == Stage::Cut => {
+                    return if self.open.get() == 0 { Poll::Ready(false) } else { Poll::Pending };
+                }
                 Poll::Pending => match self.poll_end(connection) {
                     // What it has to say goes out with the next poll.
                     Next::Again => {}
@@ -238,9 +239,7 @@ impl Session {
             let mut answering = pin!(proxy.handle(&self.client, &flight, &mut head, body));
             poll_fn(|cx| {
                 flight.timer().register(cx.waker());
-                if self.is_cut(&flight) {
-                    return Poll::Ready(None);
-                }
+                self.is_cut(&flight);
                 let outcome = answering.as_mut().poll(cx);
                 while let Some(response) = interim::take(&mut flight.interim.borrow_mut()) {
                     // A hint may be lost; that the stream is gone, the next line tells.

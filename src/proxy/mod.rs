@@ -4,9 +4,12 @@
 pub mod request;
 
 use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
 use http::header::{self, HeaderValue};
@@ -127,7 +130,12 @@ impl Proxy {
         flight.begin();
         let exchange = begin(client, flight, head);
         let recording = self.record(exchange, flight);
-        match self.forward(client, flight, &recording.exchange, head, body).await {
+        let outcome = {
+            let mut forward = pin!(self.forward(client, flight, &recording.exchange, head, body));
+            poll_fn(|cx| if flight.was_cut() { Poll::Ready(Err(Failure::Shutdown)) } else { forward.as_mut().poll(cx) })
+                .await
+        };
+        match outcome {
             Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording, &self.bounds)),
             Ok(Answer::Switched(response, app, early)) => {
                 recording.exchange.status.set(response.status().as_u16());
