@@ -64,6 +64,25 @@ fn each_decision_has_its_word() {
 }
 
 #[test]
+fn what_goes_no_further_has_its_line_too() {
+    let task = Task::echo(&[]);
+    let sent = "X-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Request-Id: given-1\r\n";
+    for (path, host, status) in [("/refused", "evil.example", 421), ("/malformed", "user@www.example.com", 400)] {
+        let answer = task.turned_away(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{sent}\r\n"), status);
+        assert!(answer.text().contains("request id: given-1\n"), "{}", answer.text());
+        let line = task.hostward.request_line(path);
+        assert_eq!((&line["request_id"], &line["client_ip"]), (&"given-1".into(), &"203.0.113.9".into()), "{line}");
+    }
+    let denied = task.hostward.line(|line| line["msg"] == "request denied");
+    assert_eq!((&denied["request_id"], &denied["client_ip"]), (&"given-1".into(), &"203.0.113.9".into()), "{denied}");
+
+    let task = Task::echo(&[("HOSTWARD_TRUSTED_PROXIES", "none")]);
+    let answer = task.turned_away(format!("GET /x HTTP/1.1\r\nHost: evil.example\r\n{sent}\r\n"), 421);
+    assert!(!answer.text().contains("given-1"), "{}", answer.text());
+    assert_eq!(task.hostward.request_line("/x")["client_ip"], "127.0.0.1");
+}
+
+#[test]
 fn probes_are_not_logged_unless_asked_for() {
     let task = Task::echo(&[]);
     task.admitted(format!("GET /probe HTTP/1.1\r\nHost: {}\r\n\r\n", task.hostward.address));

@@ -62,6 +62,15 @@ pub fn is_forwarded(fields: &FieldLines) -> bool {
     [X_FORWARDED_FOR, FORWARDED, VIA].iter().any(|name| fields.contains(*name))
 }
 
+/// The client, and the id that the request brings, as far as the peer can be believed.
+pub fn origin(fields: &FieldLines, peer: &Peer, trusted: &Networks) -> (IpAddr, Option<HeaderValue>) {
+    if !peer.trusted {
+        return (peer.address, None);
+    }
+    let id = fields.value(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes()));
+    (client_address(fields, trusted).unwrap_or(peer.address), id)
+}
+
 /// Writes the forwarding fields of a request whose other fields have been stripped. `host` is what the app
 /// sees as `Host`, if anything; `scheme` what the peer spoke to us; `make_id` is asked only when the request
 /// brings no id that can be believed.
@@ -73,23 +82,17 @@ pub fn write(
     scheme: &'static str,
     make_id: impl FnOnce() -> HeaderValue,
 ) -> Origin {
-    let mut client = peer.address;
-    let mut client_text = peer.address_text.clone();
+    let (client, id) = origin(fields, peer, trusted);
+    let client_text = if client == peer.address { peer.address_text.clone() } else { address_text(client) };
     let mut chain = peer.address_text.clone();
     let mut proto = None;
     let mut port = None;
-    let mut id = None;
     if peer.trusted {
-        if let Some(found) = client_address(fields, trusted) {
-            client = found;
-            client_text = address_text(found);
-        }
         chain = continued(fields, &peer.address_text);
         proto = last_element(fields, X_FORWARDED_PROTO).and_then(scheme_of);
         port = last_element(fields, X_FORWARDED_PORT)
             .filter(|port| is_port(port))
             .and_then(|port| HeaderValue::from_bytes(port).ok());
-        id = fields.value(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes()));
     }
     let request_id = id.unwrap_or_else(make_id);
     fields.insert(X_FORWARDED_FOR, chain);

@@ -26,7 +26,7 @@ use crate::exchange::{self, Exchange};
 use crate::flight::{Flight, WaitingFor};
 use crate::incoming::Incoming;
 use crate::log::Repeats;
-use crate::message::forwarding::Peer;
+use crate::message::forwarding::{self, Peer};
 use crate::message::head::RequestHead;
 use crate::message::names::{CONTENT_LENGTH, HOST, TRACEPARENT, UPGRADE, USER_AGENT, X_AMZN_TRACE_ID};
 use crate::message::uwsgi::Packet;
@@ -143,8 +143,20 @@ impl Proxy {
                 client.tunnel.replace(Some(Box::new((tunnel, recording))));
                 Ok(response.map(|()| AnswerBody::none()))
             }
-            Err(failure) => self.fail(failure, recording),
+            Err(failure) => {
+                if recording.exchange.request_id.get().is_none() {
+                    self.identify(client, head, &recording.exchange);
+                }
+                self.fail(failure, recording)
+            }
         }
+    }
+
+    /// Who asks, and by which id, of a request that goes no further. Those that do are told in `rewrite`.
+    fn identify(&self, client: &Client, head: &RequestHead, exchange: &Exchange) {
+        let (address, id) = forwarding::origin(&head.fields, &client.peer, &self.policy.trusted);
+        exchange.client.set(address);
+        exchange.request_id.get_or_init(|| id.unwrap_or_else(make_request_id));
     }
 
     /// The record of an exchange that has begun in `flight`.
@@ -259,18 +271,20 @@ impl Proxy {
                 (HostPolicy::Enforce, RejectStatus::Answer(status)) => Some(status.as_u16()),
                 (HostPolicy::Enforce, RejectStatus::Close) => Some(CLOSED_WITHOUT_ANSWER),
             };
-            // What is forwarded gets one that it may have brought.
-            let id = status.and_then(|_| exchange.request_id.get_or_init(make_request_id).to_str().ok());
+            // What is forwarded is told its id on the way.
+            if status.is_some() {
+                self.identify(client, head, exchange);
+            }
+            let id = exchange.request_id.get().and_then(|id| id.to_str().ok());
+            let (client_ip, _) = forwarding::origin(&head.fields, peer, &self.policy.trusted);
             let (reason, sender, path) = (refusal.name(), sender.name(), capped(head.target.path().as_bytes()));
-            tracing::warn!(reason, sender, what, host, path, peer_ip = %peer.address, status, request_id = id, repeated, hint, "{}", rules.mode.message());
+            tracing::warn!(reason, sender, what, host, path, peer_ip = %peer.address, %client_ip, status, request_id = id, repeated, hint, "{}", rules.mode.message());
         });
     }
 
     /// Turns a failure into an answer and a line in the log.
     fn fail(&self, failure: Failure, recording: Recording) -> Result<Response<AnswerBody>, Silence> {
         let exchange = &recording.exchange;
-        // A refused request has got none on its way.
-        exchange.request_id.get_or_init(make_request_id);
         if failure == Failure::ClientGone {
             // `Recording` writes 499.
             return Err(Silence);
