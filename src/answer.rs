@@ -297,9 +297,12 @@ pub fn synthetic(failure: Failure, status: StatusCode, recording: Recording) -> 
 }
 
 /// The same as bytes, for a request that hyper has not handed over.
-pub fn synthetic_bytes(failure: Failure, request_id: &HeaderValue) -> Vec<u8> {
+pub fn synthetic_bytes(failure: Failure, exchange: &Exchange) -> Vec<u8> {
     let status = failure.status();
-    let text = text(failure, status, Some(request_id));
+    exchange.status.set(status.as_u16());
+    exchange.error.set(Some(failure.token()));
+    let text = text(failure, status, exchange.request_id.get());
+    exchange.bytes_out.set(text.len() as u64);
     let mut response = Response::new(());
     write_fields(&mut response, failure);
     let mut bytes =
@@ -332,6 +335,7 @@ fn write_fields<B>(response: &mut Response<B>, failure: Failure) {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
         Failure::LimitReached
+        | Failure::SpoolFailed
         | Failure::MemoryFull
         | Failure::OutOfDescriptors
         | Failure::Shutdown

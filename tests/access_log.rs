@@ -75,6 +75,9 @@ fn what_goes_no_further_has_its_line_too() {
     }
     let denied = task.hostward.line(|line| line["msg"] == "request denied");
     assert_eq!((&denied["request_id"], &denied["client_ip"]), (&"given-1".into(), &"203.0.113.9".into()), "{denied}");
+    let answer = task.turned_away("GET / HTTP/9.9\r\nHost: www.example.com\r\n\r\n", 400);
+    let line = task.hostward.line(|line| line["msg"] == "request" && line["path"].is_null());
+    assert_eq!(line["bytes_out"], answer.body.len(), "{line}");
 
     let task = Task::echo(&[("HOSTWARD_TRUSTED_PROXIES", "none")]);
     let answer = task.turned_away(format!("GET /x HTTP/1.1\r\nHost: evil.example\r\n{sent}\r\n"), 421);

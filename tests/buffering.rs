@@ -233,6 +233,7 @@ fn with_on_a_directory_that_cannot_be_written_costs_long_bodies_alone() {
     for request in [with_length("/", &noise(2 * MIB)), in_chunks("/", &noise(2 * MIB))] {
         let answer = task.turned_away(&request, 503);
         assert!(answer.field("proxy-status").is_some_and(|value| value.contains("proxy_internal_error")));
+        assert!(answer.field("retry-after").is_some(), "{}", answer.head);
         task.ask(with_length("/", &noise(MIB))).expect(200);
     }
     let line = task.hostward.line(|line| line["reason"] == "spool_failed");

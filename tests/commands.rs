@@ -226,6 +226,8 @@ fn explain_reads_a_raw_request_and_says_which_rules_were_tried() {
         let (said, code) = explain_raw(raw, &[]);
         assert_eq!((code, &said["status"]), (Some(3), &status.into()), "{raw}\n{said}");
     }
+    let (said, code) = explain_raw(raw, &["--max-body-size", "4"]);
+    assert_eq!((code, &said["verdict"], &said["status"]), (Some(3), &"allowed".into(), &413.into()), "{said}");
     let (said, _) = explain_raw(
         "GET / HTTP/1.1\r\nHost: 10.0.9.9\r\nUser-Agent: ELB-HealthChecker/2.0\r\n\r\n",
         &["--peer", "10.0.1.7", "--local", "10.0.2.100:8080"],

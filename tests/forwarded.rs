@@ -33,6 +33,8 @@ fn a_trusted_peers_fields_are_appended_to_or_kept() {
     let expected = [Some("203.0.113.9, 127.0.0.1"), Some("https"), Some("www.example.com:8443"), Some("203.0.113.9")];
     assert_eq!(seen(&received), expected);
     assert_eq!(received.field("x-forwarded-port"), Some("443"));
+    // As Traefik names a WebSocket's.
+    assert_eq!(task.admitted(request("X-Forwarded-Proto: wss\r\n")).field("x-forwarded-proto"), Some("wss"));
 }
 
 #[test]

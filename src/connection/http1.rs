@@ -275,11 +275,9 @@ impl Server {
     /// Answers what never became a request for hyper.
     async fn answer_unparsed(&self, wire: &Wire, client: &Client, failure: Failure) {
         let exchange = Exchange::begin(wire.flight.last_read(), client.address(), None);
-        let id = exchange.request_id.get_or_init(make_request_id).clone();
-        exchange.status.set(failure.status().as_u16());
-        exchange.error.set(Some(failure.token()));
+        exchange.request_id.get_or_init(make_request_id);
         self.proxy.report(failure, &exchange, failure.status().as_u16());
-        let bytes = answer::synthetic_bytes(failure, &id);
+        let bytes = answer::synthetic_bytes(failure, &exchange);
         drop(self.proxy.record(exchange, &wire.flight));
         // The bytes fit a socket's empty buffer; a client that has not made room for them gets none.
         if try_write(wire, &bytes) {

@@ -183,9 +183,10 @@ fn last_element(fields: &FieldLines, name: Known) -> Option<&[u8]> {
     Some(memchr::memrchr(b',', line).map_or(line, |comma| line[comma + 1..].trim_ascii()))
 }
 
-/// RFC 3986 §3.1: schemes are case-insensitive, and written in lower case.
+/// RFC 3986 §3.1: schemes are case-insensitive, and written in lower case. Some proxies name a WebSocket's own
+/// (RFC 6455 §3).
 fn scheme_of(text: &[u8]) -> Option<&'static str> {
-    ["https", "http"].into_iter().find(|scheme| text.eq_ignore_ascii_case(scheme.as_bytes()))
+    ["https", "http", "wss", "ws"].into_iter().find(|scheme| text.eq_ignore_ascii_case(scheme.as_bytes()))
 }
 
 fn is_port(text: &[u8]) -> bool {

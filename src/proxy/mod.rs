@@ -183,7 +183,6 @@ impl Proxy {
         if let Verdict::Refused(refusal) | Verdict::Reported(refusal) = verdict {
             self.report_refusal(refusal, client, &inbound, head, exchange);
         }
-        let length = inbound.length;
         let takes_interim = head.version >= Version::HTTP_11;
         let origin = request::rewrite(head, inbound, verdict, &client.peer, client.scheme, &self.config, &self.policy)?;
         let protocol = self.config.upstream.protocol;
@@ -191,9 +190,6 @@ impl Proxy {
         let websocket = protocol == Protocol::Http && head.fields.contains(UPGRADE);
         exchange.client.set(origin.client);
         exchange.request_id.set(origin.request_id).ok();
-        if self.config.max_body_size.is_some_and(|limit| length > limit) {
-            return Err(Failure::BodyTooLarge);
-        }
 
         let body = RequestBody::stream(body, Rc::clone(exchange), Rc::clone(flight), self.limits());
         // As long as the body is being read, no connection to the app is taken.

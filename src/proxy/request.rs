@@ -122,7 +122,7 @@ pub fn facts<'a>(authority: Option<&'a Authority<'a>>, peer: &Peer, head: &Reque
 ///
 /// # Errors
 ///
-/// The refusal, when that is the verdict.
+/// The refusal, when that is the verdict; or that the body is announced to be too large.
 pub fn rewrite(
     head: &mut RequestHead,
     inbound: Inbound,
@@ -138,6 +138,9 @@ pub fn rewrite(
         Verdict::Reported(_) => inbound.host,
         Verdict::Refused(refusal) => return Err(Failure::Refused(refusal)),
     };
+    if config.max_body_size.is_some_and(|limit| inbound.length > limit) {
+        return Err(Failure::BodyTooLarge);
+    }
     let websocket = upgrade::asks_for_websocket(head);
     let fields = &mut head.fields;
     let found = fields::strip_request(fields, peer.trusted);
