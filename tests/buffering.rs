@@ -222,6 +222,7 @@ fn without_a_directory_a_long_body_streams_and_a_short_one_does_not() {
     }
     task.ask(in_chunks("/", &body[..MIB])).expect(200);
     assert_eq!(task.app.last().framing, Framing::Length(MIB as u64));
+    task.hostward.line(|line| line["msg"] == "can't spool");
     let said: Vec<_> = task.hostward.lines().into_iter().filter(|line| line["msg"] == "can't spool").collect();
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0]["hint"].as_str().unwrap().contains("HOSTWARD_BUFFER_DIR"), "{said:?}");
@@ -349,9 +350,9 @@ fn the_app_gets_its_time_when_it_gets_the_body() {
     }
     client.answer().expect(200);
     // A long body that the app is slow to read is no slow answer, and one that it doesn't read is.
-    let task = Task::start(&[("HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT", "2s")], |talk| {
+    let task = Task::start(&[("HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT", "3s")], |talk| {
         if talk.request.target == "/hang" {
-            thread::sleep(Duration::from_secs(4));
+            thread::sleep(Duration::from_secs(5));
             return Then::Close;
         }
         for _ in 0..8 {

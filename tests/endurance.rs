@@ -7,7 +7,12 @@ const REQUESTS: usize = 20_000;
 
 #[test]
 fn twenty_thousand_keep_alive_requests_go_through_one_worker() {
-    let task = Task::echo(&[("HOSTWARD_THREADS", "1"), ("HOSTWARD_ACCESS_LOG", "errors")]);
+    let task = Task::echo(&[
+        ("HOSTWARD_THREADS", "1"),
+        ("HOSTWARD_ACCESS_LOG", "errors"),
+        // However long one of the clients isn't run.
+        ("HOSTWARD_UPSTREAM_IDLE_TIMEOUT", "60s"),
+    ]);
     std::thread::scope(|scope| {
         for number in 0..CLIENTS {
             let task = &task;

@@ -1,5 +1,6 @@
 //! An app that closes idle connections before hostward would: what the log says, and that it is right.
 
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ fn gunicorns_keep_alive_is_measured_and_the_value_that_is_named_ends_the_closing
     };
     let long = with("60s");
     for _ in 0..3 {
-        ask(&long, Duration::from_millis(3500));
+        ask(&long, Duration::from_millis(4500));
     }
     let line = long.line(|line| line["msg"] == EARLY);
     let after = line["after_ms"].as_u64().unwrap_or_default();
@@ -72,7 +73,7 @@ fn an_app_that_closes_after_a_while_is_told_once_and_one_that_closes_at_once_nev
             Then::Close
         })
     };
-    let (after, at_once) = (closing_after(Duration::from_millis(700)), closing_after(Duration::ZERO));
+    let (after, at_once) = (closing_after(Duration::from_secs(2)), closing_after(Duration::ZERO));
     let begun = Instant::now();
     for _ in 0..4 {
         for task in [&after, &at_once] {
@@ -82,19 +83,21 @@ fn an_app_that_closes_after_a_while_is_told_once_and_one_that_closes_at_once_nev
         after.app.wait_open(0);
         thread::sleep(Duration::from_millis(250));
     }
-    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(19), "{:?}", begun.elapsed());
     let line = after.hostward.line(|line| line["msg"] == EARLY);
     let measured = line["after_ms"].as_u64().unwrap_or_default();
-    assert!((600..1200).contains(&measured), "{line}");
-    assert!((400..900).contains(&advice(&line)), "{line}");
+    assert!((1900..3000).contains(&measured), "{line}");
+    assert!((1000..2000).contains(&advice(&line)), "{line}");
     assert_eq!((early(&after.hostward), early(&at_once.hostward)), (1, 0), "{}", at_once.hostward.output());
 }
 
 #[test]
 fn a_connection_that_the_app_has_closed_is_dropped_before_its_time() {
-    let task = Task::start(&[("HOSTWARD_UPSTREAM_IDLE_TIMEOUT", "1h")], |talk| {
+    let (go, gone) = mpsc::channel::<()>();
+    let gone = Mutex::new(gone);
+    let task = Task::start(&[("HOSTWARD_UPSTREAM_IDLE_TIMEOUT", "1h")], move |talk| {
         talk.reply(answer("200 OK", "", "x"));
-        thread::sleep(Duration::from_millis(600));
+        gone.lock().unwrap().recv().ok();
         Then::Close
     });
     task.get("/").expect(200);
@@ -107,5 +110,6 @@ fn a_connection_that_the_app_has_closed_is_dropped_before_its_time() {
         line.unwrap_or_else(|| panic!("no such gauge in\n{text}"))
     };
     eventually("the connection is idle", || idle().ends_with(" 1").then_some(()));
+    go.send(()).unwrap();
     eventually("the connection is gone", || idle().ends_with(" 0").then_some(()));
 }

@@ -160,6 +160,7 @@ fn an_app_whose_queue_is_full_is_waited_for() {
     get(hostward.address, HOST, "/").expect(504);
     assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
 
+    let hostward = before(&path.url(), &[("HOSTWARD_UPSTREAM_CONNECT_TIMEOUT", "5s")]);
     let mut client = Client::connect(hostward.address);
     client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
     client.input.patience = Duration::from_millis(200);

@@ -48,7 +48,7 @@ fn an_app_that_does_not_listen_is_502() {
     for _ in 0..5 {
         assert_synthetic(&wire::ask(hostward.address, POST), 502, "connection_refused");
     }
-    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     let events = hostward.lines().iter().filter(|line| line["msg"] == "app refused connection").count();
     assert_eq!(events, 1, "{}", hostward.output());
 }

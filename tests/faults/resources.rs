@@ -153,7 +153,7 @@ fn no_descriptor_for_the_app() -> Outcome {
 }
 
 fn no_memory() -> Outcome {
-    let task = Task::echo(&[NOWHERE, ("HOSTWARD_BODY_TIMEOUT", "2s"), ("HOSTWARD_BUFFER_MEMORY", "4MiB")]);
+    let task = Task::echo(&[NOWHERE, ("HOSTWARD_BODY_TIMEOUT", "5s"), ("HOSTWARD_BUFFER_MEMORY", "4MiB")]);
     // Ten bodies of 4 MiB, at most 32 of which fit; each of them goes on, a byte at a time.
     let body = upload((4 << 20) - 1);
     let mut clients: Vec<_> = (0..10).map(|_| task.client()).collect();

@@ -177,8 +177,13 @@ impl Hostward {
 
     /// Waits for the child's end.
     pub fn wait(&mut self, bound: Duration) -> ExitStatus {
-        wait(&mut self.child, bound)
-            .unwrap_or_else(|| panic!("hostward did not end within {bound:?}:\n{}", self.output()))
+        let status = wait(&mut self.child, bound)
+            .unwrap_or_else(|| panic!("hostward did not end within {bound:?}:\n{}", self.output()));
+        // The last of what it wrote may still be in the pipes.
+        if *self.log.reader.lock().unwrap() == LogReader::Reads {
+            super::eventually("the log is read", || (*self.log.ended.lock().unwrap() == 2).then_some(()));
+        }
+        status
     }
 
     fn signal(&self, name: &str) {
