@@ -283,7 +283,7 @@ impl Failure {
                 "raise `ulimits` (nofile) in the task definition, or lower HOSTWARD_MAX_CONNECTIONS"
             }
             Self::Shutdown => {
-                "the app took longer than HOSTWARD_SHUTDOWN_TIMEOUT; raise it, and the container's `stopTimeout` above it"
+                "no answer had begun after HOSTWARD_SHUTDOWN_TIMEOUT; raise it, and the container's `stopTimeout` above it"
             }
             Self::Internal => "please report this with the log line",
         }

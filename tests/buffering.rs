@@ -451,6 +451,7 @@ fn draining_waits_for_a_body_and_cuts_it_in_the_end() {
     task.hostward.line(|line| line["msg"] == "draining");
     one.send("o");
     assert_eq!(one.answer().expect(200).text(), "5");
+    other.answer().expect(503);
     other.assert_closed();
     assert!(task.hostward.wait(PATIENCE).success());
     assert_eq!(task.hostward.request_line("/long")["error"], "shutdown");

@@ -77,12 +77,12 @@ pub const ROWS: &[Row] = &[
     Row {
         fault: "SIGTERM, and a request takes longer than `SHUTDOWN_TIMEOUT`",
         play: || stopping("0s", "TERM"),
-        expected: ("closed without an answer; exit 0", "499 shutdown", 1),
+        expected: ("503 proxy_internal_error, closed; exit 0", "503 shutdown, `request cut by shutdown`", 1),
     },
     Row {
         fault: "SIGINT while a request is under way",
         play: || stopping("20s", "INT"),
-        expected: ("closed without an answer; exit 0", "499 shutdown", 1),
+        expected: ("503 proxy_internal_error, closed; exit 0", "503 shutdown, `request cut by shutdown`", 1),
     },
 ];
 
