@@ -112,7 +112,7 @@ mod tests {
         let text = printed(Format::Markdown);
         assert_eq!(text.lines().count(), SETTINGS.len() + 2);
         assert!(text.lines().all(|line| line.matches('|').count() == 5), "{text}");
-        assert!(text.contains("| `IDLE_TIMEOUT` | `75s` | 1s to 2h |"), "{text}");
+        assert!(text.contains("| `IDLE_TIMEOUT` | `75s` | 100ms to 2h |"), "{text}");
     }
 
     #[test]

@@ -329,8 +329,8 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         variable: "HOSTWARD_MAX_HEADER_SIZE",
         group: Group::Limits,
-        // hyper reads into 8 KiB at least; 1 MiB times the connections is memory for an attacker to take.
-        kind: Kind::Size(8 << 10, 1 << 20),
+        // 1 MiB times the connections is memory for an attacker to take.
+        kind: Kind::Size(1 << 10, 1 << 20),
         default: Default::Is("64KiB"),
         example: "128KiB",
         meaning: "the longest request head, 431 above it",
@@ -354,8 +354,8 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         variable: "HOSTWARD_IDLE_TIMEOUT",
         group: Group::Limits,
-        // Below a second no load balancer keeps a connection; an ALB's own longest is 4000 s, but 60 s by default.
-        kind: Kind::Duration(SECOND, Duration::from_hours(2)),
+        // An ALB's own longest is 4000 s, but 60 s by default.
+        kind: Kind::Duration(LEAST_WAIT, Duration::from_hours(2)),
         default: Default::Is("75s"),
         example: "75s",
         meaning: "how long a keep-alive connection may be idle; above the ALB's 60 s",
