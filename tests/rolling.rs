@@ -103,5 +103,5 @@ fn ten_replacements_under_500_requests_a_second_fail_none() {
     let rate = answered as u128 * 1000 / begun.elapsed().as_millis();
     println!("{REPLACEMENTS} replacements, {answered} answers, {rate} a second, {} failed", failed.len());
     assert!(failed.is_empty(), "{} of {answered}: {:#?}", failed.len(), &failed[..failed.len().min(10)]);
-    assert!(rate > 50, "{rate} requests a second are no load");
+    assert!(rate > 200, "{rate} requests a second are no load");
 }
