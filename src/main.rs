@@ -27,8 +27,8 @@ fn main() -> ExitCode {
     }
     let loaded = match config::load(&flags, std::env::vars_os(), stdout().is_terminal()) {
         Ok(loaded) => loaded,
-        // They have to know where the hostward that runs here listens. That it was given the rest by flags is no reason
-        // to call it ill.
+        // These two only have to know where the hostward that runs here listens: that it was given the rest by flags is
+        // no reason to call it ill.
         Err(mistakes)
             if matches!(command, Command::Healthcheck { .. } | Command::Status { .. })
                 && !mistakes.concern(&["HOSTWARD_LISTEN", "HOSTWARD_ADMIN_LISTEN"]) =>

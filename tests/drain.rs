@@ -27,6 +27,9 @@ fn holding(settings: &[(&str, &str)]) -> (Task, Sender<()>) {
     (task, go)
 }
 
+/// What is in flight has a second to be finished.
+const CUT_SOON: [(&str, &str); 2] = [("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "1s")];
+
 /// Sends SIGTERM and waits until hostward says that it drains.
 fn terminate(task: &Task) {
     task.hostward.terminate();
@@ -81,7 +84,7 @@ fn what_is_in_flight_is_finished() {
 
 #[test]
 fn what_takes_longer_than_the_shutdown_timeout_is_cut() {
-    let (mut task, _go) = holding(&[("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "1s")]);
+    let (mut task, _go) = holding(&CUT_SOON);
     let mut client = task.client();
     client.send("GET /held HTTP/1.1\r\nHost: www.example.com\r\n\r\n");
     task.app.wait_count(1);
@@ -103,7 +106,7 @@ fn what_takes_longer_than_the_shutdown_timeout_is_cut() {
 
 #[test]
 fn an_answer_that_has_begun_breaks_off_at_the_shutdown_timeout() {
-    let mut task = Task::start(&[("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "1s")], |talk| {
+    let mut task = Task::start(&CUT_SOON, |talk| {
         talk.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").unwrap();
         hang(talk)
     });
@@ -119,7 +122,7 @@ fn an_answer_that_has_begun_breaks_off_at_the_shutdown_timeout() {
 
 #[test]
 fn a_tunnel_is_cut_at_the_shutdown_timeout() {
-    let mut task = Task::start(&[("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "1s")], |talk| {
+    let mut task = Task::start(&CUT_SOON, |talk| {
         talk.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").unwrap();
         hang(talk)
     });

@@ -239,7 +239,8 @@ impl Session {
             let mut answering = pin!(proxy.handle(&self.client, &flight, &mut head, body));
             poll_fn(|cx| {
                 flight.timer().register(cx.waker());
-                self.is_cut(&flight);
+                // Then it is `handle` that answers.
+                self.cut_at_the_end(&flight);
                 let outcome = answering.as_mut().poll(cx);
                 while let Some(response) = interim::take(&mut flight.interim.borrow_mut()) {
                     // A hint may be lost; that the stream is gone, the next line tells.
@@ -271,7 +272,7 @@ impl Session {
         let mut pump = Pump::new(body, stream);
         poll_fn(|cx| {
             flight.timer().register(cx.waker());
-            if self.is_cut(&flight) || pump.poll(cx, fields::strip_response_trailers).is_ready() {
+            if self.cut_at_the_end(&flight) || pump.poll(cx, fields::strip_response_trailers).is_ready() {
                 return Poll::Ready(());
             }
             flight.set_blocked(pump.is_blocked());
@@ -294,8 +295,8 @@ impl Session {
         .await;
     }
 
-    /// Whether everything ends here and now.
-    fn is_cut(&self, flight: &Flight) -> bool {
+    /// Cuts the exchange if everything ends here and now. Whether it does.
+    fn cut_at_the_end(&self, flight: &Flight) -> bool {
         let cut = self.server.stage.get() == Stage::Cut;
         if cut {
             flight.cut();

@@ -174,18 +174,18 @@ async fn discover(client: &Client, endpoint: &Endpoint, own: &OwnAddresses) -> F
 /// number of workers.
 async fn limit(client: &Client, url: &Url) -> Option<Document> {
     let mut pause = FIRST_PAUSE;
-    for tries in 1.. {
-        match endpoint::ask(client, url).await {
-            Ok(task) => return Some(task),
-            Err(failure) if tries == TRIES => {
-                warn!(uri = %endpoint::shown(url), error = %failure, effect = EFFECT_ON_WORKERS, hint = HINT_ON_WORKERS, "task CPU limit unavailable");
-                break;
-            }
-            Err(_) => tokio::time::sleep(pause).await,
+    for _ in 1..TRIES {
+        if let Ok(task) = endpoint::ask(client, url).await {
+            return Some(task);
         }
+        tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    None
+    let last = endpoint::ask(client, url).await;
+    last.inspect_err(|failure| {
+        warn!(uri = %endpoint::shown(url), error = %failure, effect = EFFECT_ON_WORKERS, hint = HINT_ON_WORKERS, "task CPU limit unavailable");
+    })
+    .ok()
 }
 
 /// Asks for addresses once: the own container's document, and the task's only when that one has none, because the
