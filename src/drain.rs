@@ -14,7 +14,7 @@ pub enum Stage {
     Running,
     /// Not ready, still accepting; every answer closes its connection.
     Draining,
-    /// No longer accepting; idle connections and tunnels are closed, exchanges may finish.
+    /// No longer accepting; idle connections are closed, tunnels towards the app too; exchanges may finish.
     Closing,
     /// Everything is closed.
     Cut,

@@ -6,6 +6,7 @@ use std::fmt;
 
 use http::StatusCode;
 
+use crate::config::Protocol;
 use crate::exchange;
 use crate::message::authority::InvalidAuthority;
 use crate::policy::Refusal;
@@ -27,8 +28,10 @@ pub enum Failure {
     Expectation,
     /// The policy refused the host. Its status is a setting.
     Refused(Refusal),
-    /// The request head is longer than `MAX_HEADER_SIZE`, or has too many fields.
+    /// The request head is longer than `MAX_HEADER_SIZE`.
     HeadTooLarge,
+    /// The request has more header lines than [`MAX_FIELDS`](crate::message::head::MAX_FIELDS).
+    TooManyHeaders,
     /// The request head is longer than a uwsgi packet.
     VariablesTooLarge,
     /// A body of unknown length, for an app whose protocol has to name it.
@@ -55,24 +58,49 @@ pub enum Failure {
     Unreachable,
     /// The app closed or reset the connection before its answer.
     ConnectionTerminated,
+    /// The app's HTTP/2 connection ended before the response did.
+    ConnectionLost,
+    /// The app reset the request's HTTP/2 stream.
+    StreamReset,
+    /// The app refused the request's HTTP/2 stream, whenever it was tried.
+    StreamRefused,
+    /// The app's limit of HTTP/2 streams left no place for the request.
+    StreamLimit,
     /// No response head within `UPSTREAM_RESPONSE_TIMEOUT`.
     ResponseTimeout,
     /// The app sent something that is not a response of the protocol it should speak.
     ResponseMalformed,
+    /// The response head is longer than `MAX_RESPONSE_HEADER_SIZE`.
+    ResponseHeadTooLarge,
+    /// The response has more header lines than are accepted.
+    TooManyResponseHeaders,
     /// The app switched protocols without having been asked, or to something else.
     UpgradeFailed,
     /// No connection to the app became free, because of `UPSTREAM_MAX_CONNECTIONS`.
     LimitReached,
     /// The request body can't be stored, because of `BUFFER_DIR`.
     SpoolFailed,
-    /// No memory for the request body became free.
-    MemoryFull,
+    /// The request body is more than `BUFFER_DISK` leaves.
+    DiskFull,
+    /// The memory budget is used up, and this request is too large, too slow or one too many.
+    MemoryFull(Shed),
     /// No file descriptor for a connection to the app.
     OutOfDescriptors,
     /// `SHUTDOWN_TIMEOUT` was over before the answer began.
     Shutdown,
     /// A bug in hostward.
     Internal,
+}
+
+/// What a request does that has to end because memory is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shed {
+    /// Its head takes more memory than others'.
+    LargeHead,
+    /// Its client is slow to send it.
+    SlowClient,
+    /// It waits for the app, or for memory.
+    Busy,
 }
 
 /// Whose fault a failure is.
@@ -96,22 +124,33 @@ impl Failure {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::Refused(_) => StatusCode::MISDIRECTED_REQUEST,
-            Self::HeadTooLarge | Self::VariablesTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::HeadTooLarge | Self::TooManyHeaders | Self::VariablesTooLarge | Self::MemoryFull(Shed::LargeHead) => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
             Self::LengthRequired => StatusCode::LENGTH_REQUIRED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::HeadTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::HeadTimeout | Self::BodyTimeout | Self::MemoryFull(Shed::SlowClient) => StatusCode::REQUEST_TIMEOUT,
             Self::Name
             | Self::Prohibited
             | Self::ConnectionRefused
             | Self::Forbidden
             | Self::Unreachable
             | Self::ConnectionTerminated
+            | Self::ConnectionLost
+            | Self::StreamReset
+            | Self::StreamRefused
             | Self::ResponseMalformed
+            | Self::ResponseHeadTooLarge
+            | Self::TooManyResponseHeaders
             | Self::UpgradeFailed => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::LimitReached | Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors | Self::Shutdown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::StreamLimit
+            | Self::LimitReached
+            | Self::SpoolFailed
+            | Self::DiskFull
+            | Self::MemoryFull(Shed::Busy)
+            | Self::OutOfDescriptors
+            | Self::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -126,6 +165,7 @@ impl Failure {
             | Self::Method
             | Self::Expectation
             | Self::HeadTooLarge
+            | Self::TooManyHeaders
             | Self::VariablesTooLarge
             | Self::LengthRequired
             | Self::BodyTooLarge
@@ -138,14 +178,20 @@ impl Failure {
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
             Self::Forbidden | Self::Unreachable => "destination_unavailable",
-            Self::ConnectionTerminated => "connection_terminated",
+            Self::ConnectionTerminated | Self::ConnectionLost | Self::StreamReset | Self::StreamRefused => {
+                "connection_terminated"
+            }
             Self::ResponseTimeout => "http_response_timeout",
             Self::ResponseMalformed => "http_protocol_error",
+            Self::ResponseHeadTooLarge | Self::TooManyResponseHeaders => "http_response_header_section_size",
             Self::UpgradeFailed => "http_upgrade_failed",
-            Self::LimitReached => "connection_limit_reached",
-            Self::SpoolFailed | Self::MemoryFull | Self::OutOfDescriptors | Self::Shutdown | Self::Internal => {
-                "proxy_internal_error"
-            }
+            Self::StreamLimit | Self::LimitReached => "connection_limit_reached",
+            Self::SpoolFailed
+            | Self::DiskFull
+            | Self::MemoryFull(_)
+            | Self::OutOfDescriptors
+            | Self::Shutdown
+            | Self::Internal => "proxy_internal_error",
         }
     }
 
@@ -157,13 +203,20 @@ impl Failure {
             Self::PlainHttp => "plain_http",
             Self::InvalidHost(_) => "malformed_host",
             Self::HeadTooLarge | Self::VariablesTooLarge => "head_too_large",
+            Self::TooManyHeaders => "too_many_headers",
+            Self::ResponseHeadTooLarge => "response_head_too_large",
+            Self::TooManyResponseHeaders => "too_many_response_headers",
             Self::LengthRequired => "length_required",
             Self::BodyTooLarge => "body_too_large",
             Self::HeadTimeout => "head_timeout",
             Self::BodyTimeout => "body_timeout",
             Self::Forbidden => "socket_forbidden",
+            Self::StreamReset => "stream_reset",
+            Self::StreamRefused => "stream_refused",
+            Self::StreamLimit => "stream_limit",
             Self::SpoolFailed => "spool_failed",
-            Self::MemoryFull => "memory_full",
+            Self::DiskFull => "spool_limit",
+            Self::MemoryFull(_) => "memory_full",
             Self::OutOfDescriptors => "out_of_descriptors",
             Self::Shutdown => exchange::CUT,
             _ => self.token(),
@@ -181,6 +234,7 @@ impl Failure {
             | Self::Expectation
             | Self::Refused(_)
             | Self::HeadTooLarge
+            | Self::TooManyHeaders
             | Self::VariablesTooLarge
             | Self::LengthRequired
             | Self::BodyTooLarge
@@ -194,15 +248,30 @@ impl Failure {
             | Self::Forbidden
             | Self::Unreachable
             | Self::ConnectionTerminated
+            | Self::ConnectionLost
+            | Self::StreamReset
+            | Self::StreamRefused
             | Self::ResponseTimeout
             | Self::ResponseMalformed
+            | Self::ResponseHeadTooLarge
+            | Self::TooManyResponseHeaders
             | Self::UpgradeFailed => Side::App,
-            Self::LimitReached
+            Self::StreamLimit
+            | Self::LimitReached
             | Self::SpoolFailed
-            | Self::MemoryFull
+            | Self::DiskFull
+            | Self::MemoryFull(_)
             | Self::OutOfDescriptors
             | Self::Shutdown
             | Self::Internal => Side::Hostward,
+        }
+    }
+
+    /// Under what repeats of its line in the log are counted: malformed requests by what is wrong with them.
+    pub fn repeats(self) -> &'static str {
+        match self {
+            Self::Malformed(what) => what,
+            _ => self.reason(),
         }
     }
 
@@ -214,25 +283,32 @@ impl Failure {
             Self::InvalidHost(_) => "malformed host",
             Self::Refused(_) => "request denied",
             Self::HeadTooLarge | Self::VariablesTooLarge | Self::BodyTooLarge => "request too large",
+            Self::TooManyHeaders => "too many headers",
             Self::LengthRequired => "request body of unknown length",
             Self::HeadTimeout | Self::BodyTimeout => "client too slow",
             Self::ClientGone => "client gone",
             Self::Name | Self::Prohibited | Self::Forbidden | Self::Unreachable => "app unreachable",
             Self::ConnectionRefused => "app refused connection",
             Self::ConnectTimeout | Self::ResponseTimeout => "app too slow",
-            Self::ConnectionTerminated => "app closed connection",
+            Self::ConnectionTerminated | Self::ConnectionLost => "app closed connection",
+            Self::StreamReset => "app reset stream",
+            Self::StreamRefused => "app refused stream",
+            Self::StreamLimit => "app's stream limit reached",
             Self::ResponseMalformed | Self::UpgradeFailed => "app sent a malformed answer",
+            Self::ResponseHeadTooLarge => "response head too large",
+            Self::TooManyResponseHeaders => "too many response headers",
             Self::LimitReached => "no connection to the app free",
             Self::SpoolFailed => "no room on disk for a request body",
-            Self::MemoryFull => "no memory for a request body",
+            Self::DiskFull => "spool limit reached",
+            Self::MemoryFull(_) => "memory short",
             Self::OutOfDescriptors => "out of file descriptors",
             Self::Shutdown => "request cut by shutdown",
             Self::Internal => "internal error",
         }
     }
 
-    /// What to change, and where.
-    pub fn hint(self) -> &'static str {
+    /// What to change, and where. `protocol` is the app's.
+    pub fn hint(self, protocol: Protocol) -> &'static str {
         match self {
             Self::Malformed(_) | Self::UnknownCoding | Self::InvalidHost(_) | Self::Method | Self::Expectation => {
                 "the client's request breaks HTTP; nothing here should admit it"
@@ -241,7 +317,10 @@ impl Failure {
                 "HOSTWARD_TLS is on, so the load balancer has to speak TLS: make its target group's protocol HTTPS"
             }
             Self::Refused(refusal) => refusal.hint(),
-            Self::HeadTooLarge => "if the client is yours, raise HOSTWARD_MAX_HEADER_SIZE (at most 100 fields)",
+            Self::HeadTooLarge => "if the client is yours, raise HOSTWARD_MAX_HEADER_SIZE",
+            Self::TooManyHeaders => {
+                "a request may have 1,000 header lines, within HOSTWARD_MAX_HEADER_SIZE; no setting raises that"
+            }
             Self::VariablesTooLarge => {
                 "the uwsgi protocol has room for 65,535 bytes of fields; are there too many cookies?"
             }
@@ -264,20 +343,40 @@ impl Failure {
                 "hostward's user may not open the socket: give both containers one user or group, or the socket mode 666 (uWSGI: chmod-socket)"
             }
             Self::Unreachable => "HOSTWARD_UPSTREAM can't be reached from this container",
-            Self::ConnectionTerminated => {
+            Self::ConnectionTerminated if protocol == Protocol::Uwsgi => {
                 "the app closed the connection before it answered; its own log says why (uWSGI: raise buffer-size, 4096 bytes unless set)"
+            }
+            Self::ConnectionTerminated => "the app closed the connection before it answered; its own log says why",
+            Self::ConnectionLost => {
+                "the app closed its HTTP/2 connection before its response ended; was it restarted? its own log says why"
+            }
+            Self::StreamReset => "the app reset the request's HTTP/2 stream (RST_STREAM); its own log says why",
+            Self::StreamRefused => {
+                "the app refused the HTTP/2 stream each time (REFUSED_STREAM): it is overloaded, stopping, or takes fewer streams than its SETTINGS say"
+            }
+            Self::StreamLimit => {
+                "the app allows too few HTTP/2 streams for its response times: raise its SETTINGS_MAX_CONCURRENT_STREAMS, or give it more workers"
             }
             Self::ResponseTimeout => "the app took longer than HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT",
             Self::ResponseMalformed => {
                 "what listens at HOSTWARD_UPSTREAM does not answer as its scheme says: http:// and uwsgi:// in HTTP/1.1, h2c:// in HTTP/2"
+            }
+            Self::ResponseHeadTooLarge => {
+                "raise HOSTWARD_MAX_RESPONSE_HEADER_SIZE, or have the app send less (debug headers, many cookies?)"
+            }
+            Self::TooManyResponseHeaders => {
+                "a response may have 1,000 header lines, within HOSTWARD_MAX_RESPONSE_HEADER_SIZE; does the app add one in a loop?"
             }
             Self::UpgradeFailed => "the app switched to a protocol that was not asked for",
             Self::LimitReached => "raise HOSTWARD_UPSTREAM_MAX_CONNECTIONS, or give the app more workers",
             Self::SpoolFailed => {
                 "HOSTWARD_BUFFER_DIR can't be written: mount a volume there, with room for the bodies under way"
             }
-            Self::MemoryFull => {
-                "give the container more memory (bodies get a quarter), or a HOSTWARD_BUFFER_DIR that can be written"
+            Self::DiskFull => {
+                "all spooled bodies together reached HOSTWARD_BUFFER_DISK: raise it, give HOSTWARD_BUFFER_DIR a larger volume (a tmpfs is the container's memory), or lower HOSTWARD_MAX_BODY_SIZE"
+            }
+            Self::MemoryFull(_) => {
+                "many slow or large requests at once: give hostward's container more memory (`memory` in the task definition), a HOSTWARD_BUFFER_DIR that can be written, or lower HOSTWARD_MAX_CONNECTIONS"
             }
             Self::OutOfDescriptors => {
                 "raise `ulimits` (nofile) in the task definition, or lower HOSTWARD_MAX_CONNECTIONS"
@@ -301,6 +400,9 @@ impl fmt::Display for Failure {
             Self::Expectation => f.write_str("this expectation can't be met"),
             Self::Refused(_) => f.write_str("this host is not served here"),
             Self::HeadTooLarge => f.write_str("the request head is too large"),
+            Self::TooManyHeaders => f.write_str("the request has too many headers"),
+            Self::ResponseHeadTooLarge => f.write_str("the application's response head is too large"),
+            Self::TooManyResponseHeaders => f.write_str("the application's response has too many headers"),
             Self::VariablesTooLarge => f.write_str("the request head is too large for the application's protocol"),
             Self::LengthRequired => f.write_str("the request body's length must be told beforehand"),
             Self::BodyTooLarge => f.write_str("the request body is too large"),
@@ -313,12 +415,16 @@ impl fmt::Display for Failure {
             Self::ConnectionRefused => f.write_str("the application does not accept connections"),
             Self::ConnectTimeout => f.write_str("the application did not take the connection in time"),
             Self::ConnectionTerminated => f.write_str("the application closed the connection before it answered"),
+            Self::ConnectionLost => f.write_str("the application closed the connection before its response ended"),
+            Self::StreamReset => f.write_str("the application reset the request"),
+            Self::StreamRefused => f.write_str("the application refused the request"),
             Self::ResponseTimeout => f.write_str("the application did not answer in time"),
             Self::ResponseMalformed => f.write_str("the application's answer is not well-formed HTTP"),
             Self::UpgradeFailed => f.write_str("the application switched to a protocol that was not asked for"),
-            Self::LimitReached => f.write_str("the application is busy"),
+            Self::StreamLimit | Self::LimitReached => f.write_str("the application is busy"),
             Self::SpoolFailed => f.write_str("the request body can't be stored"),
-            Self::MemoryFull => f.write_str("there is no memory for the request body"),
+            Self::DiskFull => f.write_str("there is no disk space for the request body"),
+            Self::MemoryFull(_) => f.write_str("the server is short of memory"),
             Self::OutOfDescriptors => f.write_str("there are too many connections"),
             Self::Shutdown => f.write_str("the server is stopping"),
             Self::Internal => f.write_str("an internal error"),

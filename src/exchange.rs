@@ -22,6 +22,8 @@ pub struct Exchange {
     pub request_id: OnceCell<HeaderValue>,
     /// `allowed`, `probe`, `refused`, `reported` or `malformed`.
     pub decision: Cell<&'static str>,
+    /// Whether the app was given a scheme without TLS, and no trusted peer said so.
+    pub assumed_http: Cell<bool>,
     /// The rule behind the decision.
     pub rule: Cell<&'static str>,
     /// The status of the answer; 0 as long as there is none.
@@ -63,6 +65,7 @@ impl Exchange {
             client: Cell::new(peer),
             request_id: OnceCell::new(),
             decision: Cell::new("malformed"),
+            assumed_http: Cell::new(false),
             rule: Cell::new(""),
             status: Cell::new(0),
             error: Cell::new(None),

@@ -1,16 +1,17 @@
 //! hostward: a reverse-proxy sidecar that judges the `Host`, lets health checks through and says why it
 //! refused.
 //!
-//! Data flows one way, and the files stand on floors: a file uses only what stands on a lower one.
+//! Data flows one way, and no two files import each other, directly or through others (`tests/layers.rs`). A file uses
+//! what stands on its own floor or a lower one:
 //!
 //! | floor | what stands there |
 //! |---|---|
-//! | 5 the process | `main`, [`run`], [`command`] |
-//! | 4 doors | [`listener`], [`worker`], `handshake`, [`connection`], [`drain`], [`admin`], [`status`] |
-//! | 3 the life of a request | [`proxy`], [`answer`], [`observer`] |
-//! | 2 wires | [`proxy_protocol`], [`wire`], [`incoming`], [`body`], [`pump`], [`upstream`], [`tunnel`], [`read_ahead`], [`flight`], [`socket`], [`splice`], [`tls`], [`timers`] |
-//! | 1 facts and rules | [`config`], [`discovery`], [`policy`], [`diagnose`], [`app_refusal`], [`exposure`], [`refusals`], [`recent`], [`access_log`], [`metrics`], [`log`], [`memory`] |
-//! | 0 words | [`message`], [`networks`], [`error`], [`exchange`] |
+//! | 5 the process | `main`, [`run`] in `lib`, [`command`] |
+//! | 4 clients and operators | [`downstream`], [`worker`], [`drain`], [`admin`] |
+//! | 3 the life of a request | [`proxy`] |
+//! | 2 the app, bodies, and what went wrong | [`upstream`], [`body`], [`diagnosis`] |
+//! | 1 foundations | [`io`], [`http2`], [`tls`], [`log`], [`metrics`], [`discovery`] |
+//! | 0 settings, rules and messages, without I/O | [`config`], [`policy`], [`message`], [`error`], [`exchange`], [`networks`], [`clock`] |
 //!
 //! *Downstream* is the client's side, *upstream* the app's. What is deliberately absent elsewhere:
 //!
@@ -21,55 +22,36 @@
 //! * Only [`proxy`] knows the order of the steps of a request's life.
 //! * Nothing a client sends chooses where [`upstream`] connects: the only destination is a setting.
 //! * Nothing below floor 4 knows that the process is stopping.
-//! * The log line of a request is written when its answer's *body* ends or is dropped.
+//! * The access log line of a request is written when its response's *body* ends or is dropped.
 
-pub mod access_log;
 pub mod admin;
-pub mod answer;
-pub mod app_refusal;
 pub mod body;
+pub mod clock;
 pub mod command;
 pub mod config;
-pub mod connection;
-pub mod diagnose;
+pub mod diagnosis;
 pub mod discovery;
+pub mod downstream;
 pub mod drain;
 pub mod error;
 pub mod exchange;
-pub mod exposure;
-pub mod flight;
-mod handshake;
-pub mod incoming;
-pub mod listener;
+pub mod http2;
+pub mod io;
 pub mod log;
-pub mod memory;
 pub mod message;
 pub mod metrics;
 pub mod networks;
-pub mod observer;
 pub mod policy;
 pub mod proxy;
-pub mod proxy_protocol;
-pub mod pump;
-pub mod read_ahead;
-pub mod recent;
-pub mod refusals;
-pub mod socket;
-pub mod splice;
-pub mod status;
-pub mod timers;
 pub mod tls;
-pub mod tunnel;
 pub mod upstream;
-pub mod wire;
 pub mod worker;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -78,17 +60,20 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_local;
 
 use crate::admin::Admin;
+use crate::admin::status::Status;
 use crate::body::Buffering;
 use crate::config::{Config, Protocol, TaskIp};
+use crate::diagnosis::exposure;
+use crate::diagnosis::observer::{Comparison, Probes};
+use crate::diagnosis::recent::Recent;
+use crate::diagnosis::refusals::Refusals;
+use crate::downstream::listener;
 use crate::drain::{Stage, Stop};
+use crate::io::memory::{Budget, Container};
 use crate::log::{Repeats, Sink};
-use crate::memory::Budget;
 use crate::metrics::emf::{self, Emitter, Place};
 use crate::metrics::{Elsewhere, Metrics};
 use crate::policy::{HostPolicy, Hosts, OwnAddresses, Policy};
-use crate::recent::Recent;
-use crate::refusals::Refusals;
-use crate::status::Status;
 use crate::tls::pair::Pair;
 use crate::upstream::Limit;
 use crate::worker::{Shared, Workers};
@@ -122,12 +107,17 @@ pub async fn run(
     let refusals = Arc::<Refusals>::default();
     let recent = Arc::<Recent>::default();
     let threads = Arc::new(AtomicUsize::new(first_threads(&config)));
-    let budget = Budget::new(memory::bound(memory::container_limit()));
-    let buffering = Arc::new(Buffering::new(&config, budget.clone(), Arc::clone(&repeats)));
-    let most = config.max_connections.unwrap_or_else(listener::connections_from_fd_limit);
+    let container = Arc::new(Container::of_this_process());
+    let budget = container.budget();
+    let budget = Budget::new(budget - body::reserve(&config, budget));
+    let buffering = Arc::new(Buffering::new(&config, budget.clone(), &container, Arc::clone(&repeats)));
+    let most =
+        config.max_connections.unwrap_or_else(|| listener::connections_from_fd_limit().min(container.connections()));
     let metrics = Arc::new(metrics(&sink, &buffering, &stages, most));
-    let place = Arc::<OnceLock<Place>>::default();
+    let (place, full) = (Arc::<OnceLock<Place>>::default(), Arc::<AtomicBool>::default());
     let emitter = config.metrics.emf.then(|| emit(&metrics, &sink, &place));
+    let (probes, failed_probes) = Probes::new();
+    spawn_local(Comparison::new(Arc::clone(&config), Arc::clone(&repeats)).run(failed_probes));
     let shared = Shared {
         config: Arc::clone(&config),
         policy: Arc::clone(&policy),
@@ -137,9 +127,11 @@ pub async fn run(
         buffering: Arc::clone(&buffering),
         sink,
         metrics: Arc::clone(&metrics),
-        probes: Arc::default(),
+        probes: Arc::new(probes),
         limit: upstream_limit(&config).map(Limit::new),
-        budget,
+        budget: budget.clone(),
+        container,
+        full: Arc::clone(&full),
         stage: stages.clone(),
         tls,
         started,
@@ -176,8 +168,9 @@ pub async fn run(
         }
     });
 
-    let accept =
-        listener::accept(listener, permits, stages, &repeats, |accepted| workers.borrow_mut().hand_over(accepted));
+    let accept = listener::accept(listener, permits, &budget, &full, stages, &repeats, |accepted| {
+        workers.borrow_mut().hand_over(accepted);
+    });
     let stop = drain::run(stops, &stage, config.drain_delay, config.shutdown_timeout, || workers.borrow().open());
     tokio::join!(accept, stop);
     workers.into_inner().join();
@@ -193,8 +186,10 @@ fn metrics(sink: &Sink, buffering: &Arc<Buffering>, stages: &watch::Receiver<Sta
     Metrics::new(move || Elsewhere {
         draining: *stages.borrow() != Stage::Running,
         max_connections: most,
-        buffered_bytes: buffering.held(),
-        max_buffered_bytes: buffering.most(),
+        memory_bytes: buffering.held(),
+        memory_limit_bytes: buffering.most(),
+        spool_bytes: buffering.on_disk(),
+        spool_limit_bytes: buffering.disk_limit(),
         spooled: buffering.spooled(),
         log_lines_dropped: sink.dropped(),
     })
@@ -224,7 +219,7 @@ pub enum StartError {
         /// The address.
         address: SocketAddr,
         /// Why.
-        source: io::Error,
+        source: std::io::Error,
     },
     /// TLS can't be prepared; says why.
     Tls(String),
@@ -233,7 +228,7 @@ pub enum StartError {
 impl StartError {
     /// Whether somebody else listens there.
     pub fn is_taken(&self) -> bool {
-        matches!(self, Self::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
+        matches!(self, Self::Bind { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse)
     }
 
     /// What to do.
@@ -312,6 +307,13 @@ fn announce(config: &Config, own: &OwnAddresses, listen: &str, admin: &str, max_
         given = config.given.join(" "),
         "started"
     );
+    if !clock::is_set() {
+        tracing::warn!(
+            hint =
+                "set the host's clock; until then, HTTP/1.0 requests, WebSockets and chunked bodies fail over HTTP/1",
+            "system clock is before 1970"
+        );
+    }
     if config.rules.allowed.iter().any(|pattern| pattern.hosts == Hosts::Any) {
         tracing::warn!(
             hint = "name the hosts in HOSTWARD_ALLOWED_HOSTS; HOSTWARD_HOST_POLICY=report shows which ones come",

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,27 +17,28 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
-use crate::access_log::Journal;
-use crate::answer::Bounds;
 use crate::body::Buffering;
 use crate::config::Config;
-use crate::connection::{LAST_CALL, Parked, Server};
+use crate::diagnosis::observer::{Observer, Probes};
+use crate::diagnosis::recent::Recent;
+use crate::diagnosis::refusals::Refusals;
+use crate::downstream::listener::Accepted;
+use crate::downstream::proxy_protocol::{self, Refusal};
+use crate::downstream::{LAST_CALL, Parked, Server};
 use crate::drain::Stage;
-use crate::listener::Accepted;
+use crate::io::memory::{self, Budget, Container, GIVE_BACK, Held};
+use crate::io::splice;
+use crate::io::timers::{TICK, Timers};
+use crate::log::access_log::Journal;
 use crate::log::{Repeats, Sink};
-use crate::memory::{self, Budget, GIVE_BACK};
+use crate::message::forwarding::Ends;
 use crate::metrics::{Count, Metrics};
-use crate::observer::{Observer, Probes};
 use crate::policy::Policy;
 use crate::proxy::Proxy;
-use crate::proxy_protocol::{self, Refusal};
-use crate::recent::Recent;
-use crate::refusals::Refusals;
-use crate::splice;
-use crate::timers::{TICK, Timers};
+use crate::proxy::read_ahead::Bounds;
 use crate::tls::Tls;
 use crate::upstream::connect::Connector;
-use crate::upstream::{Limit, Upstream};
+use crate::upstream::{self, Limit, Upstream};
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -62,8 +63,12 @@ pub struct Shared {
     pub probes: Arc<Probes>,
     /// `UPSTREAM_MAX_CONNECTIONS`.
     pub limit: Option<Arc<Limit>>,
-    /// The memory that bodies may be held in.
+    /// The memory that clients and the app may take.
     pub budget: Budget,
+    /// The memory that there is.
+    pub container: Arc<Container>,
+    /// Whether all places for connections are taken.
+    pub full: Arc<AtomicBool>,
     /// How far stopping has come.
     pub stage: watch::Receiver<Stage>,
     /// What the listener's TLS needs, if it speaks TLS.
@@ -183,10 +188,11 @@ async fn run(shared: Shared, mut accepted: UnboundedReceiver<(Accepted, Loaded)>
     let server = serve_locally(&shared);
     while let Some((accepted, loaded)) = accepted.recv().await {
         // The socket has to be taken out of the event queue that it was accepted in.
-        let Accepted { stream, remote, local, permit } = accepted;
+        let Accepted { stream, remote, local, permit, socket, held } = accepted;
         match stream.into_std().and_then(TcpStream::from_std) {
             Ok(stream) => {
-                spawn_connection(&server, Accepted { stream, remote, local, permit }, loaded, shared.stage.clone());
+                let accepted = Accepted { stream, remote, local, permit, socket, held };
+                spawn_connection(&server, accepted, loaded, shared.stage.clone());
             }
             Err(error) => tracing::debug!(error = %error, "can't hand a connection over"),
         }
@@ -213,6 +219,7 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
                 shared.limit.clone(),
                 Rc::clone(&meter),
                 Arc::clone(&shared.repeats),
+                upstream::Bounds { head: config.max_response_header_size, budget: shared.budget.clone() },
             ),
             journal: Rc::new(Journal::new(
                 config.access_log,
@@ -232,22 +239,28 @@ fn serve_locally(shared: &Shared) -> Rc<Server> {
             repeats: Arc::clone(&shared.repeats),
             refusals: Arc::clone(&shared.refusals),
             recent: Arc::clone(&shared.recent),
-            bounds: Bounds { read_ahead: config.buffer_responses, budget: shared.budget.clone() },
+            bounds: Bounds {
+                read_ahead: config.buffer_responses,
+                budget: shared.budget.clone(),
+                buffering: Arc::clone(&shared.buffering),
+            },
             plain: true,
         },
         timers: Timers::new(),
         stage: Cell::new(*shared.stage.borrow()),
         tls: shared.tls.clone(),
     });
-    spawn_local(keep_time(Rc::clone(&server)));
+    spawn_local(keep_time(Rc::clone(&server), Arc::clone(&shared.container), Arc::clone(&shared.full)));
     spawn_local(watch_stage(Rc::clone(&server), shared.stage.clone()));
     server
 }
 
-/// Ticks while there is anything to time or to flush, and sees that free memory is given back.
-async fn keep_time(server: Rc<Server>) {
+/// Ticks while there is anything to time or to flush, ends connections when memory is short, and sees that free memory is
+/// given back.
+async fn keep_time(server: Rc<Server>, container: Arc<Container>, full: Arc<AtomicBool>) {
     let Proxy { journal, upstream, meter, .. } = &server.proxy;
     let mut given_back = Instant::now();
+    let (mut short_for, mut full_for) = (0, 0);
     loop {
         if server.timers.used() == 0 && journal.is_empty() && upstream.idle() == 0 {
             let used = server.timers.wait_until_used();
@@ -262,10 +275,43 @@ async fn keep_time(server: Rc<Server>) {
             given_back = Instant::now();
         }
         server.timers.tick().await;
+        container.look(&server.proxy.bounds.budget);
+        short_for = shed(&server, short_for);
+        full_for = if full.load(Ordering::Relaxed) { full_for + 1 } else { 0 };
+        if full_for > PATIENT_TICKS {
+            server.timers.shed_oldest(TICK * PATIENT_TICKS);
+        }
         upstream.expire(Instant::now());
         meter.set(Count::AppConnectionsIdle, upstream.unused());
         journal.flush();
     }
+}
+
+/// Ends connections if memory is short, as it has been for so many ticks, and slow clients if a body waits for memory.
+/// Returns for how many ticks it has been short now.
+fn shed(server: &Server, short_for: u32) -> u32 {
+    let Proxy { bounds, repeats, .. } = &server.proxy;
+    let short = bounds.budget.is_short();
+    if !short && !bounds.budget.is_wanted() {
+        return 0;
+    }
+    // Clients that go on sending, a byte at a time, are not spared for ever.
+    let must = bounds.budget.is_squeezed() || short_for > PATIENT_TICKS;
+    let patience = match (must, short) {
+        (true, _) => TICK * 2,
+        (false, true) => TICK * 5,
+        (false, false) => BODY_PATIENCE,
+    };
+    let ended = server.timers.shed(patience, must);
+    let message = "memory short";
+    if ended > 0
+        && let Some(repeated) = repeats.admit(message, "", Instant::now())
+    {
+        let (taken, budget) = (bounds.budget.taken(), bounds.budget.bytes());
+        let hint = "slow or large requests hold all memory, and the slowest and largest end with 408, 431 or 503: give hostward's container more memory (`memory` in the task definition), or lower HOSTWARD_MAX_HEADER_SIZE, HOSTWARD_BUFFER_MEMORY, HOSTWARD_HEADER_TIMEOUT or HOSTWARD_BODY_TIMEOUT";
+        tracing::warn!(taken, budget, ended, repeated, hint, "{message}");
+    }
+    if short { short_for + 1 } else { 0 }
 }
 
 /// Lets the kernel have what a busier minute took.
@@ -284,14 +330,14 @@ async fn watch_stage(server: Rc<Server>, mut stage: watch::Receiver<Stage>) {
 fn spawn_connection(server: &Rc<Server>, accepted: Accepted, loaded: Loaded, stage: watch::Receiver<Stage>) {
     let server = Rc::clone(server);
     let open = server.proxy.meter.open(Count::Connections, Count::ConnectionsClosed);
-    let Accepted { stream, remote, local, permit } = accepted;
+    let Accepted { stream, remote, local, permit, socket, held } = accepted;
     // In a box of its own: a connection's task is as large as it ever gets, for as long as it lives.
-    let arrival = Box::pin(arrive(Rc::clone(&server), stream, remote, local, stage));
+    let arrival = Box::pin(arrive(Rc::clone(&server), stream, remote, local, held, stage));
     spawn_local(async move {
         if let Some(parked) = arrival.await {
             server.serve(parked).await;
         }
-        drop((permit, loaded, open));
+        drop((permit, socket, loaded, open));
     });
 }
 
@@ -301,6 +347,7 @@ async fn arrive(
     mut stream: TcpStream,
     remote: SocketAddr,
     local: SocketAddr,
+    held: Held,
     stage: watch::Receiver<Stage>,
 ) -> Option<Box<Parked>> {
     let client = tokio::select! {
@@ -310,9 +357,9 @@ async fn arrive(
         () = last_call(stage) => return None,
     };
     match client {
-        Ok(client) => server.accept(stream, client, local).await,
+        Ok((remote, destination_port)) => server.accept(stream, Ends { remote, local, destination_port }, held).await,
         Err(refusal) => {
-            server.proxy.report_connection(refusal, remote.ip().to_canonical());
+            refusal.report(remote.ip().to_canonical(), &server.proxy.repeats);
             None
         }
     }
@@ -325,8 +372,8 @@ async fn last_call(mut stage: watch::Receiver<Stage>) {
     tokio::time::sleep(LAST_CALL).await;
 }
 
-/// Who is at the other end: the peer, or whom it names in a PROXY header.
-async fn client(proxy: &Proxy, stream: &mut TcpStream, peer: SocketAddr) -> Result<SocketAddr, Refusal> {
+/// Who is at the other end: the peer, or the client that it names in a PROXY header, with the port it has connected to.
+async fn client(proxy: &Proxy, stream: &mut TcpStream, peer: SocketAddr) -> Result<(SocketAddr, Option<u16>), Refusal> {
     let Proxy { config, policy, .. } = proxy;
     let trusted = policy.trusted.contains(peer.ip());
     proxy_protocol::client(stream, peer, trusted, config.proxy_protocol, config.header_timeout).await
@@ -349,6 +396,11 @@ impl Drop for Loaded {
     }
 }
 
+/// How long the client of a body may pause while another body waits for memory.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
+/// Ticks for which connections that make progress are left alone while memory is short, and idle ones while others wait to
+/// be accepted.
+const PATIENT_TICKS: u32 = 8;
 /// A worker's threads for what blocks: spooled bodies, and the app's name if it has to be looked up. They come up
 /// when they are needed and go when they are idle. More of them make no disk faster.
 const DISK_THREADS: usize = 4;

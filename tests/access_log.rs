@@ -75,7 +75,10 @@ fn what_goes_no_further_has_its_line_too() {
     }
     let denied = task.hostward.line(|line| line["msg"] == "request denied");
     assert_eq!((&denied["request_id"], &denied["client_ip"]), (&"given-1".into(), &"203.0.113.9".into()), "{denied}");
-    let answer = task.turned_away("GET / HTTP/9.9\r\nHost: www.example.com\r\n\r\n", 400);
+    let answer = task.turned_away("GET /version HTTP/9.9\r\nHost: www.example.com\r\n\r\n", 400);
+    let line = task.hostward.request_line("/version");
+    assert_eq!((&line["bytes_out"], &line["host"]), (&answer.body.len().into(), &"www.example.com".into()), "{line}");
+    let answer = task.turned_away("\0\r\n\r\n", 400);
     let line = task.hostward.line(|line| line["msg"] == "request" && line["path"].is_null());
     assert_eq!(line["bytes_out"], answer.body.len(), "{line}");
 

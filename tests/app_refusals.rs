@@ -67,9 +67,19 @@ impl Case {
             assert_eq!(refused.body, directly.body, "the answer was changed");
         }
         let line = self.line(&hostward, "allowed", "www.example.com");
-        says(&line, &[self.list, "add it", "HOSTWARD_ALLOWED_HOSTS", "HOSTWARD_HOST_REWRITE=canonical"]);
-        let told = before(&strict, &[("HOSTWARD_HOST_REWRITE", "canonical"), (canonical, inner)]);
-        self.ask(&told, "www.example.com").expect(200);
+        says(&line, &[self.list, "add it", "HOSTWARD_ALLOWED_HOSTS"]);
+        let rewriting = before(&strict, &[("HOSTWARD_HOST_REWRITE", "canonical"), (canonical, inner)]);
+        if self.framework == "rails" {
+            // It judges X-Forwarded-Host by its list as well, and that is the client's host.
+            self.ask(&rewriting, "www.example.com").expect(self.status);
+            says(
+                &self.line(&rewriting, "allowed", inner),
+                &["X-Forwarded-Host", "both have to be in Rails' config.hosts"],
+            );
+        } else {
+            says(&line, &["HOSTWARD_HOST_REWRITE=canonical"]);
+            self.ask(&rewriting, "www.example.com").expect(200);
+        }
         let friendly = self.site("www.example.com").expect("what was there a moment ago");
         let told = before(&friendly, &[]);
         self.ask(&told, "www.example.com").expect(200);
@@ -162,6 +172,35 @@ fn rails_in_production_is_told_on_a_probe() {
     says(&line, &["may not allow HOSTWARD_CANONICAL_HOST=www.example.com", "Rails' config.hosts"]);
     let told = before(&site, &[("HOSTWARD_CANONICAL_HOST", "inner.example.com")]);
     ask(told.address, GET.replace('@', &told.address.to_string())).expect(200);
+}
+
+/// Its `Content-Type` has another `charset` than that of an app which is put together by hand.
+#[test]
+fn a_generated_rails_app_in_production_is_recognised_on_a_probe() {
+    let Some(site) = Site::start(Server::RailsGenerated, &[("ALLOWED_HOSTS", "inner.example.com")]) else { return };
+    let directly = ask(site.address, GET.replace('@', "www.example.com")).expect(403);
+    assert_eq!(directly.field("content-type"), Some("text/html; charset=UTF-8"), "{}", directly.head);
+    let hostward = before(&site, &[]);
+    ask(hostward.address, GET.replace('@', &hostward.address.to_string())).expect(403);
+    let line = hostward.line(|line| line["msg"] == REFUSES);
+    assert_eq!((&line["framework"], &line["decision"]), (&"rails".into(), &"probe".into()), "{line}");
+    says(&line, &["may not allow HOSTWARD_CANONICAL_HOST=www.example.com", "Rails' config.hosts"]);
+    let told = before(&site, &[("HOSTWARD_CANONICAL_HOST", "inner.example.com")]);
+    ask(told.address, GET.replace('@', &told.address.to_string())).expect(200);
+}
+
+/// The tests above run the newest versions that this Python can have; these are Debian's.
+#[test]
+fn debians_versions_are_recognised_as_well() {
+    let django = "Django's ALLOWED_HOSTS";
+    for (server, with, framework, list) in [
+        (Server::DebianDjango, &[("DEBUG", "1")][..], "django", django),
+        (Server::DebianDjango, &[], "django", django),
+        (Server::DebianFlask, &[], "werkzeug", "TRUSTED_HOSTS"),
+        (Server::DebianStarlette, &[], "starlette", "TrustedHostMiddleware's allowed_hosts"),
+    ] {
+        Case { server, with, framework, status: 400, list, request: GET }.is_told_and_remedied();
+    }
 }
 
 #[test]
@@ -283,9 +322,15 @@ fn three_failed_health_checks_in_a_row_make_one_line_until_one_succeeds() {
         let to = if status.starts_with('3') { "Location: /login\r\n" } else { "" };
         talk.reply(answer(&format!("{status} Word"), to, "no words"))
     });
+    // On one connection, so that one worker sees them in their order.
+    let (mut client, host) = (task.client(), task.hostward.address);
+    let mut probe = |path: &str, status: u16| {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        client.answer().expect(status);
+    };
     // Neither two nor those of users are enough.
     for (path, status) in [("/500", 500), ("/500", 500), ("/200", 200), ("/500", 500), ("/404", 404)] {
-        probe(&task, path, status);
+        probe(path, status);
     }
     for _ in 0..3 {
         task.get("/500").expect(500);
@@ -293,7 +338,7 @@ fn three_failed_health_checks_in_a_row_make_one_line_until_one_succeeds() {
     task.hostward.line(|line| line["msg"] == "request" && line["path"] == "/500" && line["decision"] == "allowed");
     assert_eq!(failures(&task).len(), 0, "{}", task.hostward.output());
 
-    probe(&task, "/302", 302);
+    probe("/302", 302);
     let line = task.hostward.line(|line| line["msg"] == FAIL);
     assert_eq!(
         (&line["status"], &line["path"], &line["level"]),
@@ -303,11 +348,11 @@ fn three_failed_health_checks_in_a_row_make_one_line_until_one_succeeds() {
     assert!(line["what"].as_str().is_some_and(|what| what.contains("about to replace this task")), "{line}");
     says(&line, &["200 alone"]);
     for _ in 0..4 {
-        probe(&task, "/503", 503);
+        probe("/503", 503);
     }
-    probe(&task, "/204", 204);
+    probe("/204", 204);
     for _ in 0..3 {
-        probe(&task, "/503", 503);
+        probe("/503", 503);
     }
     let again = task.hostward.line(|line| line["msg"] == FAIL && line["status"] == 503);
     assert_eq!(again["path"], "/503", "{again}");

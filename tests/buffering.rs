@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -12,27 +13,35 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 
+use crate::metrics::Metrics;
 use crate::streaming::{chunked, noise};
-use crate::support::app::{Then, answer, echo};
+use crate::support::app::{Conversation, Then, answer, echo};
 use crate::support::hostward::Hostward;
 use crate::support::http2;
 use crate::support::uwsgi::UwsgiApp;
 use crate::support::wire::{Client, Framing, text};
-use crate::support::{PATIENCE, Task, eventually};
+use crate::support::{PATIENCE, Task, eventually, skip};
 
 const MIB: usize = 1 << 20;
 const AUTO: (&str, &str) = ("HOSTWARD_BUFFER_REQUESTS", "auto");
 const ON: (&str, &str) = ("HOSTWARD_BUFFER_REQUESTS", "on");
 const OFF: (&str, &str) = ("HOSTWARD_BUFFER_REQUESTS", "off");
 /// A path where nobody can make a file, root included.
-const NOWHERE: (&str, &str) = ("HOSTWARD_BUFFER_DIR", "/dev/null/spool");
+pub const NOWHERE: (&str, &str) = ("HOSTWARD_BUFFER_DIR", "/dev/null/spool");
 
 /// An app that takes bodies and says how long they were.
 fn taker(settings: &[(&str, &str)]) -> Task {
-    Task::start(settings, |talk| {
-        let Ok(body) = talk.body() else { return Then::Close };
-        if talk.send(answer("200 OK", "", &body.len().to_string())).is_ok() { Then::Keep } else { Then::Close }
-    })
+    Task::start(settings, take)
+}
+
+fn take(talk: &mut Conversation<'_>) -> Then {
+    let Ok(body) = talk.body() else { return Then::Close };
+    if talk.send(answer("200 OK", "", &body.len().to_string())).is_ok() { Then::Keep } else { Then::Close }
+}
+
+/// The same, where hostward's memory budget is 33 MiB. `None` where there are no memory cgroups.
+fn taker_with_little_memory(settings: &[(&str, &str)]) -> Option<Task> {
+    Task::start_with_memory(88, settings, take)
 }
 
 fn head(target: &str, fields: &str) -> String {
@@ -48,10 +57,10 @@ fn in_chunks(target: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// An empty directory that is gone with the test.
-struct Directory(PathBuf);
+pub struct Directory(PathBuf);
 
 impl Directory {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let name = format!("buffering-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -59,12 +68,12 @@ impl Directory {
         Self(path)
     }
 
-    fn setting(&self) -> (&str, &str) {
+    pub fn setting(&self) -> (&str, &str) {
         ("HOSTWARD_BUFFER_DIR", self.0.to_str().unwrap())
     }
 
     /// How many files without a name hostward has open in here.
-    fn spooled(&self, hostward: &Hostward) -> usize {
+    pub fn spooled(&self, hostward: &Hostward) -> usize {
         let open = fs::read_dir(format!("/proc/{}/fd", hostward.pid())).unwrap();
         let links = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         links
@@ -72,6 +81,24 @@ impl Directory {
             .inspect(|link| assert!(!link.exists(), "{}", link.display()))
             .count()
     }
+
+    /// How many bytes these files have.
+    pub fn bytes(&self, hostward: &Hostward) -> u64 {
+        let open = fs::read_dir(format!("/proc/{}/fd", hostward.pid())).unwrap();
+        let paths = open.filter_map(|entry| Some(entry.ok()?.path()));
+        let ours = paths.filter(|path| fs::read_link(path).is_ok_and(|link| link.starts_with(&self.0)));
+        ours.filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum()
+    }
+}
+
+/// A tmpfs on `directory`; `None` where only root could make one.
+fn tmpfs<'a>(directory: &'a Directory, size: &str) -> Option<Mounted<'a>> {
+    let mount = as_root("mount").args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(&directory.0).output();
+    if mount.is_ok_and(|output| output.status.success()) {
+        return Some(Mounted(&directory.0));
+    }
+    skip("a small disk (tmpfs), which only root can mount, or sudo without a password");
+    None
 }
 
 impl Drop for Directory {
@@ -85,8 +112,18 @@ struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        Command::new("umount").arg("--lazy").arg(self.0).status().ok();
+        as_root("umount").arg("--lazy").arg(self.0).status().ok();
     }
+}
+
+/// A program as root, where the tests are root's or may be without a password.
+fn as_root(program: &str) -> Command {
+    if fs::metadata("/proc/self").unwrap().uid() == 0 {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.args(["--non-interactive", program]);
+    sudo
 }
 
 /// A line of `/proc/…/status`, in bytes.
@@ -259,15 +296,9 @@ fn with_on_a_directory_that_vanishes_is_missed_as_long_as_it_is_gone() {
 #[test]
 fn a_full_disk_costs_the_one_request_that_it_has_no_room_for() {
     let directory = Directory::new();
-    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&directory.0).output();
-    if !mount.is_ok_and(|output| output.status.success()) {
-        // Not `eprintln!`, which the test harness would keep to itself.
-        std::io::Write::write_all(&mut std::io::stderr(), b"skipped: only root can make a small disk\n").ok();
-        return;
-    }
-    let _mounted = Mounted(&directory.0);
+    let Some(_mounted) = tmpfs(&directory, "size=4m") else { return };
     for mode in [AUTO, ON] {
-        let task = taker(&[mode, directory.setting()]);
+        let task = taker(&[mode, directory.setting(), ("HOSTWARD_BUFFER_DISK", "1GiB")]);
         let fits = in_chunks("/", &noise(3 * MIB));
         for _ in 0..2 {
             task.ask(&fits).expect(200);
@@ -280,6 +311,105 @@ fn a_full_disk_costs_the_one_request_that_it_has_no_room_for() {
         let line = task.hostward.line(|line| line["msg"] == "can't spool");
         assert!(line["error"].as_str().unwrap().contains("No space"), "{line}");
     }
+}
+
+pub fn space_is_free(hostward: &Hostward) {
+    eventually("all disk space is given back", || {
+        (Metrics::of(hostward).get("hostward_spool_bytes") == 0.0).then_some(())
+    });
+}
+
+#[test]
+fn all_spool_files_together_are_bounded() {
+    const LIMIT: (&str, &str) = ("HOSTWARD_BUFFER_DISK", "4MiB");
+    let directory = Directory::new();
+    for mode in [AUTO, ON] {
+        let task = taker(&[mode, directory.setting(), LIMIT]);
+        let body = noise(3 * MIB);
+        let no_space = |request: Vec<u8>| {
+            let response = task.turned_away(request, 503);
+            assert!(response.field("retry-after").is_some(), "{}", response.head);
+            assert!(response.text().contains("no disk space"), "{}", response.text());
+            assert!(directory.bytes(&task.hostward) <= 4 * MIB as u64);
+        };
+        for begin in [with_length, in_chunks] {
+            let begun = begin("/", &body);
+            let mut slow = task.client();
+            slow.send(&begun[..begun.len() - 1]);
+            // What is left is less than hostward writes at once.
+            eventually("all of it but the last 256 KiB is in a file", || {
+                (directory.bytes(&task.hostward) + MIB as u64 / 4 + 1 >= body.len() as u64).then_some(())
+            });
+            // While it stays there, neither a second one fits nor one that never does; others go on.
+            for request in [with_length("/", &body), in_chunks("/", &body), in_chunks("/", &noise(6 * MIB))] {
+                no_space(request);
+            }
+            task.ask(with_length("/", &noise(MIB))).expect(200);
+            http2::run(async {
+                let mut sender = http2::connect(task.hostward.address).await;
+                let request = Request::post("http://www.example.com/").body(()).unwrap();
+                let (response, mut stream) = sender.send_request(request, false).unwrap();
+                stream.send_data(Bytes::from(body.clone()), false).unwrap();
+                let response = response.await.unwrap();
+                assert_eq!(
+                    (response.status(), response.headers().contains_key("retry-after")),
+                    (503.try_into().unwrap(), true)
+                );
+            });
+            eventually("only its file is open", || (directory.spooled(&task.hostward) == 1).then_some(()));
+            slow.send(&begun[begun.len() - 1..]);
+            slow.answer().expect(200);
+            assert!(task.app.last().body == body);
+            space_is_free(&task.hostward);
+            // And by itself, what is longer than all.
+            no_space(begin("/", &noise(5 * MIB)));
+            space_is_free(&task.hostward);
+            task.ask(begin("/", &body)).expect(200);
+        }
+        let line = task.hostward.line(|line| line["msg"] == "spool limit reached");
+        assert_eq!(line["reason"], "spool_limit");
+        assert!(line["hint"].as_str().unwrap().contains("HOSTWARD_BUFFER_DISK"), "{line}");
+        assert!(task.hostward.lines().iter().all(|line| line["msg"] != "can't spool"));
+    }
+}
+
+#[test]
+fn a_client_that_leaves_gives_the_disk_space_back() {
+    let directory = Directory::new();
+    let task = taker(&[directory.setting(), ("HOSTWARD_BUFFER_DISK", "4MiB")]);
+    let request = with_length("/", &noise(3 * MIB));
+    for _ in 0..3 {
+        let mut leaves = task.client();
+        leaves.send(&request[..request.len() - 1]);
+        eventually("it is spooled", || (directory.bytes(&task.hostward) > 2 * MIB as u64).then_some(()));
+        drop(leaves);
+        space_is_free(&task.hostward);
+    }
+    task.ask(&request).expect(200);
+}
+
+#[test]
+fn files_on_a_tmpfs_leave_the_memory_to_others() {
+    let directory = Directory::new();
+    let Some(_mounted) = tmpfs(&directory, "size=1g") else { return };
+    // A share of 11 MiB.
+    let Some(task) = taker_with_little_memory(&[directory.setting()]) else { return };
+    let mut begun = in_chunks("/", &noise(4 * MIB));
+    begun.pop();
+    let mut clients: Vec<_> = (0..40).map(|_| task.client()).collect();
+    for client in &mut clients {
+        client.try_send(&begun).ok();
+        assert!(directory.bytes(&task.hostward) <= 11 * MIB as u64);
+    }
+    task.get("/").expect(200);
+    let rejected = clients.split_off(4).into_iter().map(|mut client| {
+        client.try_send(b"\n").ok();
+        client.answer().status
+    });
+    assert!(rejected.inspect(|status| assert!([200, 503].contains(status), "{status}")).any(|status| status == 503));
+    // A body that is announced to be longer than that never fits, and streams.
+    task.ask(with_length("/", &noise(20 * MIB))).expect(200);
+    task.hostward.line(|line| line["msg"] == "spool limit reached");
 }
 
 #[test]
@@ -490,8 +620,8 @@ const BODIES: usize = 128;
 
 /// What a hostward without a directory answers to so many clients, when they hold back the last `held_back` bytes; and
 /// by how much it has grown.
-fn many_bodies(held_back: usize, settings: &[(&str, &str)]) -> (Vec<u16>, usize) {
-    let task = taker(&[settings, &[NOWHERE]].concat());
+fn many_bodies(held_back: usize, settings: &[(&str, &str)]) -> Option<(Vec<u16>, usize)> {
+    let task = taker_with_little_memory(&[settings, &[NOWHERE]].concat())?;
     task.get("/").expect(200);
     let before = memory(&task.hostward, "VmRSS");
     let request = with_length("/", &noise(MIB - 1));
@@ -514,13 +644,13 @@ fn many_bodies(held_back: usize, settings: &[(&str, &str)]) -> (Vec<u16>, usize)
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     let grown = memory(&task.hostward, "VmHWM").saturating_sub(before);
-    (statuses, grown)
+    Some((statuses, grown))
 }
 
 #[test]
 fn bodies_that_the_memory_has_no_room_for_go_to_files() {
     let directory = Directory::new();
-    let task = taker(&[directory.setting()]);
+    let Some(task) = taker_with_little_memory(&[directory.setting()]) else { return };
     task.get("/").expect(200);
     let before = memory(&task.hostward, "VmRSS");
     let body = noise(MIB - 1);
@@ -529,7 +659,7 @@ fn bodies_that_the_memory_has_no_room_for_go_to_files() {
     for client in &mut clients {
         client.send(&request[..request.len() - 1]);
     }
-    // At most 32 MiB are for bodies, and there are two for each.
+    // There are 33 MiB for 64 bodies.
     eventually("half of them are spooled", || (directory.spooled(&task.hostward) >= 32).then_some(()));
     assert_eq!(task.app.connections(), 1);
     let grown = memory(&task.hostward, "VmHWM").saturating_sub(before);
@@ -547,7 +677,7 @@ fn what_all_bodies_hold_together_is_bounded() {
     let mut figures = String::new();
     for (held_back, timeout) in [(0, "20s"), (1, "2s")] {
         let started = Instant::now();
-        let (statuses, grown) = many_bodies(held_back, &[("HOSTWARD_BODY_TIMEOUT", timeout)]);
+        let Some((statuses, grown)) = many_bodies(held_back, &[("HOSTWARD_BODY_TIMEOUT", timeout)]) else { return };
         let count = |status| statuses.iter().filter(|given| **given == status).count();
         let (good, slow, full) = (count(200), count(408), count(503));
         let took = started.elapsed();
@@ -556,11 +686,9 @@ fn what_all_bodies_hold_together_is_bounded() {
             // Bodies that come to their end make room for each other, however many there are.
             assert_eq!(good, BODIES, "{statuses:?}");
         } else {
-            // Where the container has more memory than it needs, 32 MiB are kept; some of those that wait get the
-            // room of those that were too slow.
             assert!(slow > 0 && full > 0 && slow + full == BODIES, "{statuses:?}");
         }
-        // 32 MiB, the connections' own buffers, and what the allocator takes its time to give back.
+        // 33 MiB, the connections' own buffers, and what the allocator takes its time to give back.
         assert!(held_back == 0 || took < Duration::from_secs(10), "{took:?}");
         assert!(grown < 80 * MIB, "{grown} bytes");
     }

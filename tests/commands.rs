@@ -128,6 +128,70 @@ fn explain_speaks_json() {
 }
 
 #[test]
+fn explain_says_what_is_removed_and_where_facts_about_the_client_come_from() {
+    let settings = [("HOSTWARD_CLIENT_IP_HEADER", "CF-Connecting-IP"), ("HOSTWARD_CLIENT_PROTO", "https"), HOSTS];
+    let headers = [
+        "CF-Connecting-IP: 203.0.113.9",
+        "X.Forwarded.For: 6.6.6.6",
+        "X-Forwarded-Prefix: //evil.example",
+        "X-Forwarded-Host: evil.example",
+        "Connection: x-hop",
+        "X-Hop: 1",
+        "Keep-Alive: 1",
+        "X-Amzn-Oidc-Identity: root",
+    ];
+    let arguments = |peer| {
+        let headers = headers.iter().flat_map(|header| ["--header", header]);
+        ["explain", "--host", "www.example.com:8443", "--peer", peer].into_iter().chain(headers).collect::<Vec<_>>()
+    };
+    let said = text(&Hostward::run(&arguments("10.0.1.7"), &settings).stdout);
+    for line in [
+        "client   203.0.113.9: a trusted peer's header that HOSTWARD_CLIENT_IP_HEADER names",
+        "scheme   https: HOSTWARD_CLIENT_PROTO",
+        "port     8443: the public host",
+        "removed  x.forwarded.for: the name has a character other than letters, digits and hyphens",
+        "removed  x-forwarded-prefix: apps take it for their own host",
+        "removed  x-forwarded-host: hostward writes this header itself",
+        "removed  x-hop: the request's Connection header names it",
+        "removed  keep-alive: it is for this connection only",
+    ] {
+        assert!(said.lines().any(|said| said.starts_with(line)), "no {line:?} in\n{said}");
+    }
+    assert!(!said.contains("removed  x-amzn-oidc-identity"), "{said}");
+
+    let json = |arguments: &[&str], settings: &[(&str, &str)]| -> Value {
+        let output = Hostward::run(&[arguments, &["--format", "json"]].concat(), settings);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", both(&output)))
+    };
+    let said = json(&arguments("203.0.113.1"), &settings);
+    assert_eq!(said["client"], serde_json::json!({ "value": "203.0.113.1", "from": "the connection to hostward" }));
+    assert_eq!((&said["scheme"]["value"], &said["port"]["value"]), (&"https".into(), &"8443".into()), "{said}");
+    let why = |name: &str| {
+        let removed = said["removed"].as_array().unwrap();
+        let found = removed.iter().find(|removed| removed["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name} in {said}"))["reason"].as_str().unwrap().to_owned()
+    };
+    for (name, reason) in [
+        ("x.forwarded.for", "name"),
+        ("x-forwarded-prefix", "override"),
+        ("x-forwarded-host", "written"),
+        ("x-hop", "connection_option"),
+        ("keep-alive", "connection_specific"),
+        ("x-amzn-oidc-identity", "untrusted"),
+        ("cf-connecting-ip", "client_ip"),
+    ] {
+        assert_eq!(why(name), reason);
+    }
+    let forwarded = ["--header", "X-Forwarded-For: 203.0.113.9", "--header", "X-Forwarded-Proto: https"];
+    let said = json(&[&["explain", "--host", "www.example.com"], &forwarded[..]].concat(), &[HOSTS]);
+    let from = |name: &str| (said[name]["value"].as_str().unwrap(), said[name]["from"].as_str().unwrap());
+    assert_eq!(from("client"), ("203.0.113.9", "a trusted peer's X-Forwarded header"));
+    assert_eq!(from("scheme"), ("https", "a trusted peer's X-Forwarded header"));
+    assert_eq!(from("port"), ("443", "the scheme's default"));
+    assert_eq!(said["removed"], serde_json::json!([]));
+}
+
+#[test]
 fn explain_and_the_proxy_agree() {
     let task = Task::echo(&[
         ("HOSTWARD_ALLOWED_HOSTS", "www.example.com .example.org 192.0.2.0/24 h.example:81"),

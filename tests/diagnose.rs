@@ -110,14 +110,14 @@ const CASES: [Case; 24] = [
         "GET / HTTP/1.1\nHost: 127.0.0.1:PORT\nUser-Agent: ELB-HealthChecker/2.0",
     ),
     case(
-        "a host that would be a wildcard in a list",
+        "a host that stands for every host in other programs",
         "10.0.1.7",
-        "GET / HTTP/1.1\nHost: *\nUser-Agent: Mozilla/5.0\nX-Forwarded-For: 203.0.113.7",
+        "GET / HTTP/1.1\nHost: default\nUser-Agent: Mozilla/5.0\nX-Forwarded-For: 203.0.113.7",
     ),
     case(
-        "a host that a shell would obey",
+        "a host that is nearly an address",
         "10.0.1.7",
-        "GET / HTTP/1.1\nHost: a$(reboot).example.com\nUser-Agent: Mozilla/5.0\nX-Forwarded-For: 203.0.113.7",
+        "GET / HTTP/1.1\nHost: 10.0.0.256\nUser-Agent: Mozilla/5.0\nX-Forwarded-For: 203.0.113.7",
     ),
     case(
         "somebody else",

@@ -4,14 +4,17 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Sender};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::app::{answer, hang};
+use crate::support::app::{Conversation, Then, answer, hang};
 use crate::support::hostward::Hostward;
 use crate::support::wire::get;
 use crate::support::{Task, eventually};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n";
+const WEBSOCKET: &str =
+    "GET /chat HTTP/1.1\r\nHost: www.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
 
 /// An app that answers `/held` when it is told to, and other targets at once.
 fn holding(settings: &[(&str, &str)]) -> (Task, Sender<()>) {
@@ -127,11 +130,82 @@ fn a_tunnel_is_cut_at_the_shutdown_timeout() {
         hang(talk)
     });
     let mut client = task.client();
-    client.send("GET /chat HTTP/1.1\r\nHost: www.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+    client.send(WEBSOCKET);
     client.answer_head().expect(101);
     terminate(&task);
     assert!(task.hostward.wait(Duration::from_secs(5)).success());
     assert!(client.rest().is_empty());
+}
+
+/// Agrees to a WebSocket, reads until the end that hostward gives it, and still has something to say.
+fn farewell(talk: &mut Conversation<'_>) -> Then {
+    talk.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").unwrap();
+    let said = talk.input.rest().unwrap();
+    talk.send([&said[..], b"+"].concat()).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    talk.send("bye".repeat(100_000)).unwrap();
+    Then::Close
+}
+
+#[test]
+fn a_tunnels_app_hears_the_end_of_the_drain_delay_and_has_the_last_word() {
+    for more in [&[][..], &[("HOSTWARD_TLS", "self-signed")]] {
+        let drain = [("HOSTWARD_DRAIN_DELAY", "1s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "10s")];
+        let mut task = Task::start(&[more, &drain[..]].concat(), farewell);
+        // One client that says nothing, one that goes on talking, and one that has ended its side.
+        let mut clients: Vec<_> = (0..3).map(|_| task.client()).collect();
+        for client in &mut clients {
+            client.send(WEBSOCKET);
+            client.answer_head().expect(101);
+        }
+        let began = Instant::now();
+        terminate(&task);
+        clients[1].send("early");
+        clients[2].send("end");
+        clients[2].half_close();
+        let [silent, talking, ended] = &mut clients[..] else { panic!("three") };
+        // Until then it is a tunnel as always.
+        assert_eq!(ended.input.exactly(4).unwrap_or_else(|broken| panic!("{broken}")), b"end+");
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!(silent.input.exactly(1).unwrap_or_else(|broken| panic!("{broken}")), b"+");
+        assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
+        assert_eq!(talking.input.exactly(6).unwrap_or_else(|broken| panic!("{broken}")), b"early+");
+        // What is sent now is not relayed, and must not cost anything that comes from the app.
+        talking.send("late".repeat(1000));
+        for client in [silent, talking, ended] {
+            assert_eq!(client.rest().len(), 300_000);
+        }
+        drop(clients);
+        assert!(task.hostward.wait(Duration::from_secs(5)).success(), "{}", task.hostward.output());
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert_eq!(task.hostward.line(|line| line["msg"] == "stopped")["clean"], true);
+        let lines = task.hostward.lines();
+        let mut sent: Vec<_> =
+            lines.iter().filter(|line| line["path"] == "/chat").map(|line| line["bytes_out"].as_u64()).collect();
+        sent.sort();
+        assert_eq!(sent, [Some(300_001), Some(300_004), Some(300_006)]);
+    }
+}
+
+#[test]
+fn a_tunnel_that_is_agreed_to_late_gets_its_end_at_once() {
+    let (go, gone) = mpsc::channel::<()>();
+    let gone = Mutex::new(gone);
+    let settings = [("HOSTWARD_DRAIN_DELAY", "0s"), ("HOSTWARD_SHUTDOWN_TIMEOUT", "10s")];
+    let mut task = Task::start(&settings, move |talk| {
+        gone.lock().unwrap().recv().ok();
+        farewell(talk)
+    });
+    let mut client = task.client();
+    client.send(WEBSOCKET);
+    task.app.wait_count(1);
+    terminate(&task);
+    eventually("no new connection is accepted", || TcpStream::connect(task.hostward.address).is_err().then_some(()));
+    go.send(()).unwrap();
+    client.answer_head().expect(101);
+    assert_eq!(client.rest().len(), 300_001);
+    drop(client);
+    assert!(task.hostward.wait(Duration::from_secs(5)).success(), "{}", task.hostward.output());
 }
 
 #[test]

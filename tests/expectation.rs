@@ -59,3 +59,20 @@ fn other_expectations_are_417() {
         );
     }
 }
+
+/// RFC 9110 §10.1.1: `Expect` is a list, which may be empty.
+#[test]
+fn an_empty_expectation_is_ignored() {
+    let task = Task::echo(&[]);
+    for lines in ["Expect:", "Expect: ", "Expect: \t ", "Expect:\r\nExpect:", "Expect:\r\nExpect: 100-continue"] {
+        let received = task
+            .admitted(format!("POST / HTTP/1.1\r\nHost: www.example.com\r\n{lines}\r\nContent-Length: 5\r\n\r\nhello"));
+        assert_eq!((received.field("expect"), &*received.body), (None, &b"hello"[..]), "{lines:?}");
+    }
+    let request = http::Request::post("http://www.example.com/").header("expect", "").body(()).unwrap();
+    assert_eq!(crate::support::http2::ask_once(task.hostward.address, request, b"hello").status, 200);
+    task.turned_away(
+        "POST / HTTP/1.1\r\nHost: www.example.com\r\nExpect:\r\nExpect: x\r\nContent-Length: 5\r\n\r\nhello",
+        417,
+    );
+}

@@ -19,7 +19,7 @@ use crate::support::http2::{App, Conversation, ask, ask_once, body, connect, get
 use crate::support::wire::{self, Client};
 
 /// hostward before `app`.
-fn before(app: &App, more: &[(&str, &str)]) -> Hostward {
+pub fn before(app: &App, more: &[(&str, &str)]) -> Hostward {
     let url = app.url();
     let mut settings = vec![("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", url.as_str())];
     settings.extend(more);
@@ -267,7 +267,7 @@ fn an_app_that_allows_few_requests_gets_more_connections() {
 }
 
 #[test]
-fn what_the_app_has_not_processed_is_sent_once_more() {
+fn what_the_app_has_not_processed_is_sent_again() {
     let app = App::start(100, |mut talk| async move {
         match talk.head.uri().path() {
             "/always" => talk.respond.send_reset(Reason::REFUSED_STREAM),
@@ -279,12 +279,13 @@ fn what_the_app_has_not_processed_is_sent_once_more() {
             _ => echo(talk).await,
         }
     });
-    let hostward = before(&app, &[]);
+    let hostward = before(&app, &[("HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT", "1s")]);
     let request = Request::post("http://www.example.com/").body(()).unwrap();
     let answer = ask_once(hostward.address, request, b"again");
     assert_eq!((answer.status, answer.body.as_slice(), app.heads().len()), (200, &b"again"[..], 2));
     let answer = ask_once(hostward.address, get("/always"), b"");
-    assert_eq!((answer.status, app.heads().len()), (502, 4));
+    // As long as there is time, with growing pauses.
+    assert_eq!((answer.status, (5..12).contains(&app.heads().len())), (502, true), "{}", app.heads().len());
 }
 
 #[test]

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, Request};
 
-use crate::support::Task;
 use crate::support::app::{Then, answer, echo, hang};
 use crate::support::frames::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frames, GOAWAY, HEADERS, Outcome, PING,
@@ -19,6 +18,7 @@ use crate::support::frames::{
 };
 use crate::support::http2::{ask, ask_once, body, connect, get, run, until};
 use crate::support::tls::Stream;
+use crate::support::{Task, skip};
 
 /// The pseudo-fields of a request that is all right.
 const GOOD: [(&str, &str); 4] =
@@ -71,6 +71,7 @@ fn a_request_reaches_the_app_as_over_http_1_1() {
         ("x-forwarded-host", "www.example.com:8080"),
         ("x-real-ip", "127.0.0.1"),
         ("x-request-id", "*"),
+        ("x-request-start", "*"),
     ]);
     let line = task.hostward.request_line("/a/b");
     assert_eq!((&line["proto"], &line["status"], &line["bytes_in"]), (&"HTTP/2".into(), &200.into(), &5.into()));
@@ -215,6 +216,26 @@ fn what_nobody_means_never_reaches_the_app() {
     assert_eq!(host(&but(":authority", "user@www.example.com")), Outcome::Answer(400));
     assert_eq!(host(&without(":authority")), Outcome::Answer(400));
     assert_eq!(host(&but(":method", "TRACE")), Outcome::Answer(405));
+}
+
+/// A8 over HTTP/2: an allowed domain has only subdomains that DNS could have, in `:authority` and in `host`.
+#[test]
+fn an_authority_with_a_character_that_no_dns_name_has_is_400() {
+    let task = Task::echo(&[("HOSTWARD_ALLOWED_HOSTS", ".tenant.example.com")]);
+    let ask = |fields: &[(&str, &str)]| {
+        let mut frames = Frames::connect(task.hostward.address, &[]);
+        frames.ask(1, END_STREAM, fields);
+        frames.outcome(1)
+    };
+    assert_eq!(ask(&but(":authority", "a-b_c.tenant.example.com")), Outcome::Answer(200));
+    for character in ["*", ";", "'", "!", "$", "&", "(", ")", "+", "=", "~"] {
+        for name in [format!("{character}.tenant.example.com"), format!("a{character}b.tenant.example.com")] {
+            assert_eq!(ask(&but(":authority", &name)), Outcome::Answer(400), "{name}");
+            let host = [&without(":authority")[..], &[("host", name.as_str())]].concat();
+            assert_eq!(ask(&host), Outcome::Answer(400), "{name} in host");
+        }
+    }
+    assert_eq!(task.app.count(), 1);
 }
 
 #[test]
@@ -469,8 +490,8 @@ fn a_head_that_is_too_large_is_431() {
         frames.send(CONTINUATION, flags, 1, &one).unwrap();
     }
     assert_eq!(frames.outcome(1), Outcome::Answer(431));
-    // As many fields as HTTP/1.1 may not have either.
-    let many = [&GOOD[..], &[("x-a", "b"); 101]].concat();
+    // As many headers as HTTP/1.1 may not have either.
+    let many = [&GOOD[..], &vec![("x-a", "b"); 1001]].concat();
     let mut frames = Frames::connect(task.hostward.address, &[]);
     frames.ask(1, END_STREAM, &many);
     assert_eq!(frames.outcome(1), Outcome::Answer(431));
@@ -679,7 +700,7 @@ fn curl_speaks_it() {
     let task = Task::echo(&[]);
     let version = Command::new("curl").arg("--version").output();
     if !version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("HTTP2")) {
-        writeln!(std::io::stderr(), "skipped: there is no curl with HTTP/2").ok();
+        skip("the program curl with HTTP/2 (Debian: curl)");
         return;
     }
     let url = format!("http://{}/curl", task.hostward.address);

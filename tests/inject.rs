@@ -254,6 +254,35 @@ fn what_describe_prints_loses_its_read_only_fields_and_keeps_the_tags() {
 }
 
 #[test]
+fn all_nine_read_only_members_of_describe_are_taken_out() {
+    let read_only = [
+        ("taskDefinitionArn", json!("arn:aws:ecs:eu-west-1:123456789012:task-definition/f:7")),
+        ("revision", json!(7)),
+        ("status", json!("INACTIVE")),
+        ("requiresAttributes", json!([{ "name": "ecs.capability.task-eni" }])),
+        ("compatibilities", json!(["EC2", "FARGATE"])),
+        ("registeredAt", json!("2026-01-02T03:04:05.678000+00:00")),
+        ("registeredBy", json!("arn:aws:iam::123456789012:user/deploy")),
+        ("deregisteredAt", json!(1_767_323_045.678)),
+        ("deleteRequestedAt", json!(null)),
+    ];
+    let bare = task(&[("app", &[8000])]);
+    let mut described = bare.clone();
+    for (name, value) in &read_only {
+        described[*name] = value.clone();
+    }
+    let expected = ask(&bare.to_string(), &[]);
+    for document in [json!({ "taskDefinition": described, "tags": [] }), described] {
+        let answer = ask(&document.to_string(), &[]);
+        assert_eq!(answer.task(), expected.task());
+        let line = answer.said.lines().find(|line| line.contains("can't be registered")).expect("a line that says so");
+        for (name, _) in &read_only {
+            assert!(line.contains(name) && !answer.out.contains(name), "{name}: {}", answer.said);
+        }
+    }
+}
+
+#[test]
 fn the_port_mapping_moves_with_its_names() {
     let answer = ask(SERVICE_CONNECT, PUBLISHED[4].2);
     assert_eq!(
@@ -371,6 +400,39 @@ fn a_hostward_that_is_there_is_changed_only_as_asked() {
     let mut published = document;
     published["containerDefinitions"][0]["portMappings"] = json!([{ "containerPort": 8000 }]);
     assert!(ask(&published.to_string(), &[]).said.contains("go past hostward"));
+}
+
+/// By its health check, in either form of `environment`: missing, `null`, empty, and with another program's variables.
+#[test]
+fn a_hostward_without_settings_is_known_by_its_health_check() {
+    let once: Value = serde_json::from_str(&ask(ONE_CONTAINER, &[]).out).unwrap();
+    let ours = once["containerDefinitions"].as_array().unwrap().iter().position(|it| it["name"] == "hostward").unwrap();
+    let other = json!({ "name": "TZ", "value": "UTC" });
+    for environment in [None, Some(Value::Null), Some(json!([])), Some(json!([other]))] {
+        let mut document = once.clone();
+        let object = document["containerDefinitions"][ours].as_object_mut().unwrap();
+        object.shift_remove("environment");
+        if let Some(environment) = &environment {
+            object.insert("environment".into(), environment.clone());
+        }
+        let answer = ask(&document.to_string(), &["--upstream", "http://127.0.0.1:8000"]);
+        let changed = answer.ours();
+        let config = settings(&changed);
+        assert_eq!(
+            (config.rules.allowed[0].to_string().as_str(), config.upstream.port()),
+            ("www.example.com", Some(8000))
+        );
+        let kept = changed["environment"].as_array().unwrap().iter().filter(|it| **it == other).count();
+        assert_eq!(kept, usize::from(environment == Some(json!([other]))), "{changed}");
+        assert!(answer.said.contains("changed its HOSTWARD_ALLOWED_HOSTS, HOSTWARD_UPSTREAM"), "{}", answer.said);
+        let mut rest = answer.task();
+        rest["containerDefinitions"][ours]["environment"] = once["containerDefinitions"][ours]["environment"].clone();
+        assert_eq!(rest, once, "nothing else changes");
+
+        // Without the check as well, nothing says that it is one.
+        document["containerDefinitions"][ours]["healthCheck"] = json!({ "command": ["CMD", "curl", "localhost"] });
+        refused(&document, &["--upstream", "http://127.0.0.1:8000"], &["isn't hostward"]);
+    }
 }
 
 /// The program itself: its environment is another hostward's business.

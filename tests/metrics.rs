@@ -14,15 +14,15 @@ use crate::support::{PATIENCE, Task, eventually};
 const OPENMETRICS: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1\r\n\r\n";
 
 /// What the admin port serves.
-struct Metrics(String);
+pub struct Metrics(String);
 
 impl Metrics {
-    fn of(hostward: &Hostward) -> Self {
+    pub fn of(hostward: &Hostward) -> Self {
         Self(ask(hostward.admin, OPENMETRICS).expect(200).text())
     }
 
     /// The value of one series; 0 when there is none, as Prometheus has it.
-    fn get(&self, series: &str) -> f64 {
+    pub fn get(&self, series: &str) -> f64 {
         let value = self.0.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap_or_else(|error| panic!("{series} {value}: {error}")))
     }
@@ -281,21 +281,34 @@ fn bodies_in_memory_and_on_disk_are_told() {
         &[
             ("hostward_spooled_requests_total", 1.0),
             ("hostward_request_body_bytes_total", 4010.0),
-            ("hostward_buffered_bytes", 0.0),
+            ("hostward_memory_bytes", 0.0),
+            ("hostward_spool_bytes", 0.0),
         ],
     );
+    let mut spooled = task.client();
+    spooled.send("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1000001\r\n\r\n");
+    spooled.send("x".repeat(1_000_000));
+    let disk = eventually("a body is spooled", || {
+        let metrics = Metrics::of(&task.hostward);
+        let disk = metrics.get("hostward_spool_bytes");
+        (disk >= 500_000.0).then_some((disk, metrics.get("hostward_spool_limit_bytes")))
+    });
+    assert!(disk.0 <= disk.1, "{disk:?}");
+    spooled.send("x");
+    spooled.answer().expect(200);
+    counted(&task.hostward, &[("hostward_spool_bytes", 0.0)]);
     let mut slow = task.client();
     slow.send("POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 1000\r\n\r\n");
     slow.send("x".repeat(500));
     let held = eventually("a body is held", || {
         let metrics = Metrics::of(&task.hostward);
-        let held = metrics.get("hostward_buffered_bytes");
-        (held >= 500.0).then_some((held, metrics.get("hostward_max_buffered_bytes")))
+        let held = metrics.get("hostward_memory_bytes");
+        (held >= 500.0).then_some((held, metrics.get("hostward_memory_limit_bytes")))
     });
     assert!(held.0 <= held.1, "{held:?}");
     slow.send("x".repeat(500));
     slow.answer().expect(200);
-    counted(&task.hostward, &[("hostward_buffered_bytes", 0.0)]);
+    counted(&task.hostward, &[("hostward_memory_bytes", 0.0)]);
 }
 
 #[test]

@@ -135,6 +135,26 @@ fn a_peer_that_is_not_trusted_names_nobody() {
     assert_eq!(optional.app.last().field("x-real-ip"), Some("127.0.0.2"));
 }
 
+/// Neither with nothing sent nor in the middle of either version's header is a peer waited for that has gone.
+#[test]
+fn a_peer_that_closes_before_its_header_is_over_at_once() {
+    for mode in ["required", "optional"] {
+        let task = task(mode, &[("HOSTWARD_HEADER_TIMEOUT", "30s"), ("HOSTWARD_IDLE_TIMEOUT", "30s")]);
+        for beginning in
+            [Vec::new(), V1[..1].to_vec(), V1[..20].to_vec(), v2(1, &[])[..7].to_vec(), v2(1, &[])[..20].to_vec()]
+        {
+            let mut client = task.client();
+            let started = Instant::now();
+            client.send(&beginning);
+            client.half_close();
+            client.assert_closed();
+            assert!(started.elapsed() < Duration::from_secs(3), "{mode} {beginning:?}");
+        }
+        assert_eq!(task.app.count(), 0);
+        client_of(&task, &[V1, GET.as_bytes()].concat()).expect("the next one is served");
+    }
+}
+
 #[test]
 fn a_torn_header_has_as_long_as_a_head() {
     let task = task("required", &[("HOSTWARD_HEADER_TIMEOUT", "200ms")]);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use hostward::config::SETTINGS;
-use hostward::error::Failure;
+use hostward::error::{Failure, Shed};
 use hostward::message::authority::InvalidAuthority;
 use hostward::policy::Refusal;
 use serde_json::Value;
@@ -210,7 +210,7 @@ fn read_sources(directory: &Path, all: &mut String) {
 }
 
 /// One of each kind that is answered: a client that has left gets nothing.
-const FAILURES: [Failure; 29] = [
+const FAILURES: [Failure; 39] = [
     Failure::Malformed(""),
     Failure::PlainHttp,
     Failure::UnknownCoding,
@@ -219,6 +219,7 @@ const FAILURES: [Failure; 29] = [
     Failure::Expectation,
     Failure::Refused(Refusal::NotAllowed),
     Failure::HeadTooLarge,
+    Failure::TooManyHeaders,
     Failure::VariablesTooLarge,
     Failure::LengthRequired,
     Failure::BodyTooLarge,
@@ -231,12 +232,21 @@ const FAILURES: [Failure; 29] = [
     Failure::Forbidden,
     Failure::Unreachable,
     Failure::ConnectionTerminated,
+    Failure::ConnectionLost,
+    Failure::StreamReset,
+    Failure::StreamRefused,
+    Failure::StreamLimit,
     Failure::ResponseTimeout,
     Failure::ResponseMalformed,
+    Failure::ResponseHeadTooLarge,
+    Failure::TooManyResponseHeaders,
     Failure::UpgradeFailed,
     Failure::LimitReached,
     Failure::SpoolFailed,
-    Failure::MemoryFull,
+    Failure::DiskFull,
+    Failure::MemoryFull(Shed::LargeHead),
+    Failure::MemoryFull(Shed::SlowClient),
+    Failure::MemoryFull(Shed::Busy),
     Failure::OutOfDescriptors,
     Failure::Shutdown,
     Failure::Internal,

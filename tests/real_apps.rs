@@ -2,6 +2,7 @@
 //! The sites in `tests/apps` write down every request before their framework may refuse it.
 
 mod django;
+mod generated;
 mod grpc;
 mod httpx;
 mod starlette;

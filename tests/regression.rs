@@ -207,7 +207,8 @@ fn a_client_that_neither_reads_nor_goes_on_sending_is_cut_in_the_middle_of_both(
 fn an_answer_in_tiny_pieces_takes_no_more_memory_than_others() {
     let sent = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&sent);
-    let task = Task::start(&[], move |talk| {
+    // What is spooled has an end, too.
+    let task = Task::start(&[("HOSTWARD_BUFFER_DISK", "1MiB")], move |talk| {
         if talk.request.target != "/" {
             return talk.reply(answer("200 OK", "", "small"));
         }

@@ -70,9 +70,45 @@ fn each_wrong_value_is_a_mistake_that_names_it() {
                 "10.0.0.0/33",
                 "www*.example.com",
                 "w\u{e9}b",
+                "a.example;b.example",
+                "www.example.com;",
+                "_",
+                "~www",
+                "~^(www|api)\\.example\\.com$",
+                "all",
+                "ANY",
+                "default",
+                "none",
+                "off",
+                "!x",
+                "-www.example.com",
+                "\"www.example.com",
+                "[www.example.com]",
+                "www.example.com:",
+                "www.example.com:*",
+                "*.*.example.com",
+                "a'b.example.com",
+                "10.0.0.256",
+                "8080",
             ][..],
         ),
-        ("HOSTWARD_CANONICAL_HOST", &["*.example.com", "a b", "10.0.0.0/8", "http://a", "a,b"]),
+        (
+            "HOSTWARD_CANONICAL_HOST",
+            &[
+                "*.example.com",
+                "a b",
+                "10.0.0.0/8",
+                "http://a",
+                "a,b",
+                "a'b",
+                "a;b",
+                "~a",
+                "a:",
+                "_",
+                "none",
+                "10.0.0.256",
+            ],
+        ),
         ("HOSTWARD_HOST_REWRITE", &["yes", "off"]),
         ("HOSTWARD_HOST_POLICY", &["log", "off"]),
         ("HOSTWARD_REJECT_STATUS", &["200", "500", "abc", "4211"]),
@@ -92,17 +128,59 @@ fn each_wrong_value_is_a_mistake_that_names_it() {
                 "http://user@127.0.0.1:8000",
                 "http://127.0.0.1:99999",
                 "ftp://a:1",
+                "http://0XA9FEA9FE:80",
+                "http://169.0XFEA9FE:80",
+                "http+unix:run/app.sock",
+                "http://a'b:8000",
+                "http://a*:8000",
+                "http://app:",
             ],
         ),
         ("HOSTWARD_UPSTREAM_CONNECT_TIMEOUT", &["1", "0s", "fast", "1x", "-1s", "99999h"]),
         ("HOSTWARD_READY_PATH", &["health", "http://a/health", "/a b"]),
         ("HOSTWARD_TRUSTED_PROXIES", &["10.0.0.0/33", "all", "www.example.com", "none,private", "10.0.0.1/x"]),
         ("HOSTWARD_FORWARDED", &["maybe", "2"]),
+        ("HOSTWARD_CLIENT_PROTO", &["on", "tls", "off", "ws"]),
+        (
+            "HOSTWARD_CLIENT_IP_HEADER",
+            &[
+                "X-Forwarded-For",
+                "Host",
+                "Cookie",
+                "X.Client.IP",
+                "X_Client_IP",
+                "a b",
+                "X-Forwarded-Proto",
+                "Proxy-Connection",
+            ],
+        ),
+        (
+            "HOSTWARD_PASS_HEADERS",
+            &[
+                "X-Forwarded-For",
+                "X-Forwarded-Host",
+                "X-Real-IP",
+                "X-Request-Start",
+                "X-Queue-Start",
+                "Host",
+                "Connection",
+                "Upgrade",
+                "Accept",
+                "X_Forwarded_User",
+                "X.Forwarded.User",
+                "X-Forwarded-*",
+                "*",
+                "none",
+            ],
+        ),
+        ("HOSTWARD_TRACE_CONTEXT", &["on", "w3c"]),
         ("HOSTWARD_BUFFER_REQUESTS", &["maybe", "1MiB"]),
         ("HOSTWARD_BUFFER_MEMORY", &["0", "1m", "2GiB"]),
+        ("HOSTWARD_BUFFER_DISK", &["0", "half", "10g", "512KiB", "2PiB", "50%", "off"]),
         ("HOSTWARD_BUFFER_DIR", &["tmp", "./tmp", "~/tmp"]),
         ("HOSTWARD_MAX_BODY_SIZE", &["10XB", "-1", "ten"]),
         ("HOSTWARD_MAX_HEADER_SIZE", &["0", "1GiB", "x"]),
+        ("HOSTWARD_MAX_RESPONSE_HEADER_SIZE", &["0", "1023", "5MiB", "x", "-1"]),
         ("HOSTWARD_IDLE_TIMEOUT", &["75", "0s"]),
         ("HOSTWARD_SHUTDOWN_TIMEOUT", &["20", "9999h"]),
         ("HOSTWARD_LOG_LEVEL", &["loud", "6"]),
@@ -243,5 +321,54 @@ fn log_format_text_is_for_people() {
         let line = String::from_utf8(output.stdout).unwrap();
         assert!(line.contains("not starting"), "{format}: {line}");
         assert_eq!(serde_json::from_str::<Value>(&line).is_ok(), json, "{format}: {line}");
+    }
+}
+
+#[test]
+fn names_of_one_label_are_hosts_and_upstreams() {
+    for (name, value) in [
+        ("HOSTWARD_ALLOWED_HOSTS", "localhost,app,my_app,web-1,.internal,*.local:8080"),
+        ("HOSTWARD_CANONICAL_HOST", "app:8080"),
+        ("HOSTWARD_UPSTREAM", "http://my-app:8000"),
+        ("HOSTWARD_UPSTREAM", "http://app.localhost:8080"),
+    ] {
+        let mut settings = vec![(name, value), ("HOSTWARD_LISTEN", ":18123")];
+        if name != HOSTS.0 {
+            settings.push(HOSTS);
+        }
+        let output = Hostward::run(&["check"], &settings);
+        assert_eq!(output.status.code(), Some(0), "{name}={value}\n{}", both(&output));
+    }
+}
+
+#[test]
+fn an_upstream_below_localhost_that_is_hostward_itself_is_a_mistake() {
+    for upstream in
+        ["http://app.localhost:8080", "http://localhost:8080", "http://a.b.LOCALHOST:8080", "http://[::1]:8080"]
+    {
+        let lines = mistakes(&[HOSTS, ("HOSTWARD_UPSTREAM", upstream), ("HOSTWARD_LISTEN", ":8080")]);
+        assert_line(&lines, &["HOSTWARD_UPSTREAM", "HOSTWARD_LISTEN", "itself"]);
+    }
+}
+
+/// What other programs take is refused with what to write here.
+#[test]
+fn a_wrong_allowed_host_has_an_example() {
+    for (value, words) in [
+        ("a.example;b.example", "comma"),
+        ("_", "`*`"),
+        ("all", "`*`"),
+        ("none", "name the hosts"),
+        ("~www", "regular expressions"),
+        ("!x", "excluded"),
+        ("https://www.example.com/", "URL"),
+        ("'a.example',b.example", "quotation"),
+    ] {
+        let lines = mistakes(&[("HOSTWARD_ALLOWED_HOSTS", value)]);
+        assert!(!lines.is_empty(), "{value}");
+        for line in lines {
+            let said = line.to_string();
+            assert!(said.contains(words) && said.contains("Example: www.example.com"), "{value}: {said}");
+        }
     }
 }

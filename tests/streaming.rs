@@ -6,6 +6,7 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::buffering::NOWHERE;
 use crate::support::app::{Then, answer};
 use crate::support::wire::{Client, Framing, text};
 use crate::support::{Task, eventually};
@@ -226,7 +227,9 @@ fn an_interim_100_that_nobody_asked_for_does_no_harm() {
 fn an_answers_trailer_section_reaches_a_client_that_wants_it() {
     let task = Task::start(&[], |talk| {
         talk.reply(
-            "HTTP/1.1 200 OK\r\nTrailer: X-Checksum\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Checksum: 42\r\n\r\n",
+            // RFC 9110 §6.5.1: what routes or frames a message has no place there.
+            "HTTP/1.1 200 OK\r\nTrailer: X-Checksum, Host, Content-Length\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n\
+             0\r\nHost: evil.example\r\nX-Checksum: 42\r\nContent-Length: 1\r\n\r\n",
         )
     });
     let mut client = task.client();
@@ -281,7 +284,7 @@ fn a_client_that_does_not_read_stalls_the_app() {
     const BOUND: usize = 64 << 20;
     let (stalled, stall) = mpsc::channel::<ErrorKind>();
     let stalled = Mutex::new(stalled);
-    let task = Task::start(&[], move |talk| {
+    let task = Task::start(&[NOWHERE], move |talk| {
         talk.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {WHOLE}\r\n\r\n")).unwrap();
         talk.input.stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
         let block = vec![b'a'; 64 << 10];

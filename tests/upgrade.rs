@@ -6,9 +6,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::Task;
 use crate::support::app::{Conversation, Then, answer, hang};
 use crate::support::wire::{Client, text};
+use crate::support::{Task, eventually};
 
 const HANDSHAKE: &str = "GET /chat HTTP/1.1\r\nHost: www.example.com\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\
                          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
@@ -83,6 +83,7 @@ fn a_websocket_is_tunnelled_both_ways_until_both_sides_end() {
         ("x-forwarded-host", "www.example.com"),
         ("x-real-ip", "127.0.0.1"),
         ("x-request-id", "*"),
+        ("x-request-start", "*"),
     ]);
     assert!(
         received.field("connection").is_some_and(|value| value.eq_ignore_ascii_case("upgrade")),
@@ -231,4 +232,81 @@ fn a_101_that_nobody_asked_for_is_502() {
         // The connection to the app is not used again.
         task.app.wait_open(0);
     }
+}
+
+/// A tunnel is a connection to the app, for the limit and for the metrics, until it ends.
+#[test]
+fn tunnels_count_as_connections_to_the_app() {
+    let task = Task::start(
+        &[("HOSTWARD_UPSTREAM_MAX_CONNECTIONS", "5"), ("HOSTWARD_UPSTREAM_RESPONSE_TIMEOUT", "1s")],
+        websocket,
+    );
+    let mut clients: Vec<Client> = (0..50).map(|_| task.client()).collect();
+    for client in &mut clients {
+        client.send(HANDSHAKE);
+    }
+    let (open, rejected): (Vec<_>, Vec<_>) = clients
+        .into_iter()
+        .map(|mut client| {
+            let status = client.answer_head().status;
+            (client, status)
+        })
+        .partition(|(_, status)| *status == 101);
+    assert!(open.len() == 5 && rejected.iter().all(|(_, status)| *status == 503), "{} open", open.len());
+    let metrics = || crate::support::wire::get(task.hostward.admin, "localhost", "/metrics").expect(200).text();
+    let active = |count| format!("hostward_upstream_connections{{state=\"active\"}} {count}\n");
+    assert!(metrics().contains(&active(5)), "{}", metrics());
+    // Also for requests of other kinds.
+    task.ask("GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n").expect(503);
+    drop(open);
+    eventually("the tunnels have ended", || metrics().contains(&active(0)).then_some(()));
+    let mut client = task.client();
+    client.send(HANDSHAKE);
+    client.answer_head().expect(101);
+}
+
+/// RFC 9110 §15.5.22: "The server MUST send an Upgrade header field in a 426 response". §7.8: with the connection option.
+#[test]
+fn a_426_says_what_to_upgrade_to() {
+    let task = Task::start(&[], |talk| {
+        let (status, length) = match &*talk.request.target {
+            "/400" => ("400 Bad Request", "Content-Length: 2\r\n"),
+            "/chunked" => ("426 Upgrade Required", "Transfer-Encoding: chunked\r\n"),
+            _ => ("426 Upgrade Required", "Content-Length: 2\r\n"),
+        };
+        let body = if talk.request.target == "/chunked" { "2\r\nno\r\n0\r\n\r\n" } else { "no" };
+        talk.reply(format!(
+            "HTTP/1.1 {status}\r\nUpgrade: websocket, TLS/1.0\r\nUpgrade: HTTP/3.0\r\nConnection: Upgrade, X-Hop\r\n\
+             X-Hop: 1\r\n{length}\r\n{body}"
+        ))
+    });
+    // Plain, and by hyper: with `TE`, in two segments, chunked.
+    for (path, more) in [("/", ""), ("/", "TE: trailers\r\nConnection: te\r\n"), ("/chunked", "")] {
+        let mut client = task.client();
+        for part in [format!("GET {path} HTTP/1.1\r\nHost: www.exa"), format!("mple.com\r\n{more}\r\n")] {
+            client.send(part);
+        }
+        let response = client.answer().expect(426);
+        let offered: Vec<_> = response
+            .fields
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case("upgrade"))
+            .map(|(_, value)| &**value)
+            .collect();
+        assert_eq!(offered, ["websocket, TLS/1.0", "HTTP/3.0"], "{}", response.head);
+        assert_eq!(
+            response.field("connection").map(str::to_ascii_lowercase).as_deref(),
+            Some("upgrade"),
+            "{}",
+            response.head
+        );
+        assert_eq!((response.field("x-hop"), response.text().as_str()), (None, "no"));
+        // The connection goes on.
+        client.ask("GET /400 HTTP/1.1\r\nHost: www.example.com\r\n\r\n").expect(400);
+    }
+    let other = task.get("/400").expect(400);
+    assert_eq!((other.field("upgrade"), other.field("connection")), (None, None), "{}", other.head);
+    let request = http::Request::get("http://www.example.com/").body(()).unwrap();
+    let response = crate::support::http2::ask_once(task.hostward.address, request, b"");
+    assert_eq!((response.status, response.fields.contains_key("upgrade")), (426, false), "{:?}", response.fields);
 }

@@ -5,12 +5,16 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::Task;
+use http::Request;
+
+use crate::buffering::{Directory, space_is_free};
 use crate::support::app::{App, Then, answer, echo, hang};
 use crate::support::hostward::Hostward;
 use crate::support::wire::{self, Answer, Client};
+use crate::support::{Task, http2};
 
 const GET: &str = "GET /a HTTP/1.1\r\nHost: www.example.com\r\n\r\n";
+const SELF_SIGNED: (&str, &str) = ("HOSTWARD_TLS", "self-signed");
 const POST: &str = "POST /a HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 5\r\n\r\nhello";
 
 /// Asserts that this is hostward's own answer, and that it says what went wrong and no more.
@@ -357,19 +361,8 @@ fn an_app_that_restarts_costs_only_what_it_held() {
 
 #[test]
 fn an_app_that_does_not_take_the_connection_is_504() {
-    // Nobody accepts, and the backlog is full: the kernel leaves further connections unanswered.
-    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    full.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
-    full.listen(0).unwrap();
-    let address = full.local_addr().unwrap().as_socket().unwrap();
-    let waiting: Vec<_> = (0..3)
-        .map(|_| {
-            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            socket.connect(&address.into()).ok();
-            socket
-        })
-        .collect();
+    let (listener, waiting) = full_queue();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
     let hostward = Hostward::start(&[
         ("HOSTWARD_ALLOWED_HOSTS", "www.example.com"),
         ("HOSTWARD_UPSTREAM", &format!("http://{address}")),
@@ -377,4 +370,218 @@ fn an_app_that_does_not_take_the_connection_is_504() {
     ]);
     assert_synthetic(&wire::ask(hostward.address, GET), 504, "connection_timeout");
     drop(waiting);
+}
+
+/// A listener whose queue is full, and what fills it.
+fn full_queue() -> (socket2::Socket, Vec<socket2::Socket>) {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let waiting = (0..3).map(|_| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.connect(&address).ok();
+        socket
+    });
+    let waiting = waiting.collect();
+    (listener, waiting)
+}
+
+#[test]
+fn an_app_whose_listen_queue_is_full_for_two_seconds_is_waited_for() {
+    let (listener, waiting) = full_queue();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let hostward = Hostward::start(&[
+        ("HOSTWARD_ALLOWED_HOSTS", "www.example.com"),
+        ("HOSTWARD_UPSTREAM", &format!("http://{address}")),
+    ]);
+    let mut clients: Vec<Client> = [GET, POST]
+        .map(|request| {
+            let mut client = Client::connect(hostward.address);
+            client.send(request);
+            client
+        })
+        .into();
+    thread::sleep(Duration::from_secs(2));
+    drop(waiting);
+    let listener = std::net::TcpListener::from(listener);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                let mut read = [0; 4096];
+                // Those that filled the queue have left.
+                if std::io::Read::read(&mut stream, &mut read).is_ok_and(|count| count > 0) {
+                    std::io::Write::write_all(&mut stream, answer("200 OK", "", "at last").as_bytes()).ok();
+                }
+            });
+        }
+    });
+    for client in &mut clients {
+        assert_eq!(client.answer().expect(200).text(), "at last");
+    }
+}
+
+/// How an app that had kept a connection open deals with the request that comes on it.
+#[derive(Clone, Copy, Debug)]
+enum Leaves {
+    /// It has not read the body.
+    AtTheHead(Then),
+    /// It has read a part of it.
+    InTheBody(Then),
+    /// It has read all of it.
+    AtTheEnd(Then),
+}
+
+fn leaving(settings: &[(&str, &str)], leaves: Leaves) -> Task {
+    Task::start(&[settings, &[("HOSTWARD_THREADS", "1")]].concat(), move |talk| {
+        if talk.request.target == "/first" {
+            return talk.reply(answer("200 OK", "", "first"));
+        }
+        if talk.request.connection > 0 {
+            let Ok(body) = talk.body() else { return Then::Close };
+            let sent = talk.send(answer("200 OK", "", &body.len().to_string()));
+            return if sent.is_ok() { Then::Keep } else { Then::Close };
+        }
+        match leaves {
+            Leaves::AtTheHead(then) => then,
+            Leaves::InTheBody(then) => {
+                talk.input.exactly(40_000).ok();
+                then
+            }
+            Leaves::AtTheEnd(then) => {
+                talk.body().ok();
+                then
+            }
+        }
+    })
+}
+
+/// A body that shows when a part of it is missing, twice there, or in the wrong place.
+fn numbered(length: usize) -> String {
+    (0..length / 8).map(|number| format!("{number:07},")).collect::<Vec<_>>().concat()
+}
+
+#[test]
+fn an_idempotent_request_that_is_in_memory_is_sent_again_whatever_its_length() {
+    let first = "GET /first HTTP/1.1\r\nHost: www.example.com\r\n\r\n";
+    let every = [Then::Close, Then::Reset];
+    let every =
+        every.iter().flat_map(|then| [Leaves::AtTheHead(*then), Leaves::InTheBody(*then), Leaves::AtTheEnd(*then)]);
+    for leaves in every {
+        for (method, length) in [("PUT", 48_000), ("PUT", 72_000), ("DELETE", 304_000), ("PUT", 904_000)] {
+            for chunked in [false, true] {
+                let task = leaving(&[], leaves);
+                let mut client = task.client();
+                client.ask(first).expect(200);
+                let body = numbered(length);
+                let head = format!("{method} /a HTTP/1.1\r\nHost: www.example.com\r\n");
+                let request = if chunked {
+                    format!("{head}Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n")
+                } else {
+                    format!("{head}Content-Length: {length}\r\n\r\n{body}")
+                };
+                let what = format!("{leaves:?}, {method} of {length}, chunked: {chunked}");
+                client.send(request);
+                let got = client.try_answer().unwrap_or_else(|broken| panic!("{what}: {broken}"));
+                assert_eq!((got.status, got.text()), (200, length.to_string()), "{what}");
+                assert_eq!((task.app.count(), task.app.connections()), (3, 2), "{what}");
+                assert!(task.app.last().body == body.as_bytes(), "{what}: another body");
+            }
+        }
+    }
+}
+
+/// B3 over TLS and over HTTP/2, with TLS and without.
+#[test]
+fn an_idempotent_request_over_tls_or_http_2_is_sent_again() {
+    for (settings, over_http2) in [(&[SELF_SIGNED][..], false), (&[SELF_SIGNED], true), (&[], true)] {
+        for leaves in [Leaves::AtTheHead(Then::Close), Leaves::InTheBody(Then::Reset), Leaves::AtTheEnd(Then::Close)] {
+            for length in [72_000, 904_000] {
+                let task = leaving(settings, leaves);
+                let body = numbered(length);
+                let got = if over_http2 { put_over_http2(&task, &body) } else { put(&task, &body) };
+                let what = format!("{settings:?}, HTTP/2: {over_http2}, {leaves:?}, {length}");
+                assert_eq!(got, (200, length.to_string()), "{what}");
+                assert_eq!((task.app.count(), task.app.connections()), (3, 2), "{what}");
+                assert!(task.app.last().body == body.as_bytes(), "{what}: another body");
+            }
+        }
+    }
+}
+
+/// Contract 8: a request is sent again while its body is in memory, and this one is in a file. As long as nothing of the
+/// file has been read, which is a matter of chance when the app closes at once, that is as good.
+#[test]
+fn an_idempotent_request_that_is_in_a_file_is_sent_again_whole_or_not_at_all() {
+    for (settings, over_http2) in [(&[][..], false), (&[SELF_SIGNED], false), (&[], true)] {
+        for leaves in [Leaves::AtTheHead(Then::Close), Leaves::InTheBody(Then::Reset), Leaves::AtTheEnd(Then::Close)] {
+            let directory = Directory::new();
+            let task = leaving(&[settings, &[directory.setting()]].concat(), leaves);
+            let body = numbered(3 << 20);
+            let (status, told) = if over_http2 { put_over_http2(&task, &body) } else { put(&task, &body) };
+            let what = format!("{settings:?}, HTTP/2: {over_http2}, {leaves:?}");
+            let requests = (status, task.app.count(), task.app.connections());
+            if matches!(leaves, Leaves::AtTheHead(_)) && status == 200 {
+                assert_eq!((requests, told), ((200, 3, 2), body.len().to_string()), "{what}");
+                assert!(task.app.last().body == body.as_bytes(), "{what}: another body");
+            } else {
+                assert_eq!(requests, (502, 2, 1), "{what}");
+                assert_eq!(task.hostward.request_line("/a")["error"], "connection_terminated", "{what}");
+            }
+            space_is_free(&task.hostward);
+        }
+    }
+}
+
+/// A request for `/first`, and a `PUT` behind it on the same connection: its status and what the app says.
+fn put(task: &Task, body: &str) -> (u16, String) {
+    let mut client = task.client();
+    client.ask("GET /first HTTP/1.1\r\nHost: www.example.com\r\n\r\n").expect(200);
+    client.send(format!("PUT /a HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    let got = client.answer();
+    (got.status, got.text())
+}
+
+fn put_over_http2(task: &Task, body: &str) -> (u16, String) {
+    http2::run(async {
+        let mut sender = http2::connect(task.hostward.address).await;
+        assert_eq!(http2::ask(&mut sender, http2::get("/first"), b"").await.unwrap().status, 200);
+        let request = Request::put("http://www.example.com/a").body(()).unwrap();
+        let got = http2::ask(&mut sender, request, body.as_bytes()).await.unwrap();
+        (got.status, wire::text(&got.body))
+    })
+}
+
+#[test]
+fn a_long_request_that_is_not_idempotent_is_not_sent_again() {
+    for leaves in [Leaves::AtTheHead(Then::Close), Leaves::InTheBody(Then::Reset), Leaves::AtTheEnd(Then::Close)] {
+        let task = leaving(&[], leaves);
+        let mut client = task.client();
+        // Twice: the app shows that it keeps its connections open.
+        for _ in 0..2 {
+            client.ask("GET /first HTTP/1.1\r\nHost: www.example.com\r\n\r\n").expect(200);
+        }
+        let body = numbered(304_000);
+        let head = format!("POST /a HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: {}\r\n\r\n", body.len());
+        client.send(head + &body);
+        assert_synthetic(&client.answer(), 502, "connection_terminated");
+        assert_eq!((task.app.count(), task.app.connections()), (3, 1), "{leaves:?}");
+    }
+}
+
+#[test]
+fn a_long_head_is_sent_again_as_a_long_body_is() {
+    let task = Task::start(&[("HOSTWARD_THREADS", "1"), ("HOSTWARD_MAX_HEADER_SIZE", "512KiB")], |talk| {
+        if talk.request.connection == 0 && talk.request.target == "/a" {
+            return Then::Close;
+        }
+        talk.reply(answer("200 OK", "", "here"))
+    });
+    let mut client = task.client();
+    client.ask("GET /first HTTP/1.1\r\nHost: www.example.com\r\n\r\n").expect(200);
+    let long = "a".repeat(300_000);
+    client.ask(format!("GET /a HTTP/1.1\r\nHost: www.example.com\r\nX-Long: {long}\r\n\r\n")).expect(200);
+    assert_eq!((task.app.count(), task.app.connections()), (3, 2));
+    assert_eq!(task.app.last().field("x-long").map(str::len), Some(long.len()));
 }

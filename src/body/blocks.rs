@@ -3,13 +3,14 @@
 //! What hyper hands out are slices of its read buffers, and one byte of a slow client would keep a whole buffer
 //! alive: so they are copied into blocks that grow with the body.
 //!
-//! [`Budget`]: crate::memory::Budget
+//! [`Budget`]: crate::io::memory::Budget
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::memory::Held;
+use crate::io::memory::Held;
 
 /// A part of a body.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl Blocks {
     /// Appends a copy. False, and nothing appended, when there is no room for it.
     pub(super) fn push(&mut self, data: &[u8]) -> bool {
         let lacking = self.lacking(data);
-        if lacking > 0 && self.reserve.is_none() && !self.held.take(lacking) {
+        if lacking > 0 && self.reserve.is_none() && !(self.held.budget().is_below(BODIES) && self.held.take(lacking)) {
             return false;
         }
         self.append(data, lacking);
@@ -52,11 +53,12 @@ impl Blocks {
 
     /// Appends a copy as soon as there is room for it.
     pub(super) async fn push_when_there_is_room(&mut self, data: &[u8]) {
-        let lacking = self.lacking(data);
-        if lacking > 0 {
-            self.held.wait(lacking).await;
+        // Not in the queue of those that wait for memory: small requests come first.
+        let budget = self.held.budget().clone();
+        let _waiting = budget.body_waits();
+        while !self.push(data) {
+            tokio::time::sleep(RETRY).await;
         }
-        self.append(data, lacking);
     }
 
     /// Takes `reserve` for whatever is still to come, so that room isn't asked for any more.
@@ -106,13 +108,17 @@ impl Blocks {
 
 /// Bytes of the first block. A thousand clients that send a byte a second are a mebibyte.
 const LEAST: usize = 1024;
+/// Percent of the memory budget that bodies may take: what is left is for other requests.
+const BODIES: usize = 60;
+/// How often to look for memory.
+const RETRY: Duration = Duration::from_millis(20);
 /// Bytes of the longest block: what is written at once.
 const MOST: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Budget;
+    use crate::io::memory::Budget;
 
     #[test]
     fn bytes_come_out_in_order_and_give_their_room_back() {

@@ -3,6 +3,9 @@
 
 mod blocks;
 mod buffer;
+mod disk;
+pub mod incoming;
+mod overflow;
 mod spool;
 
 use std::future::poll_fn;
@@ -17,16 +20,17 @@ use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::body::blocks::Blocks;
+use crate::body::incoming::Incoming;
 use crate::body::spool::Spooled;
 use crate::error::Failure;
 use crate::exchange::Exchange;
-use crate::flight::{Flight, WaitingFor};
-use crate::incoming::Incoming;
+use crate::io::flight::{Flight, WaitingFor};
 use crate::message::fields;
 use crate::message::lines::FieldLines;
 use crate::message::names::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING};
 
-pub use buffer::Buffering;
+pub use buffer::{Buffering, reserve};
+pub use overflow::Overflow;
 
 /// A request body as the app gets it.
 #[derive(Debug)]
@@ -93,6 +97,14 @@ impl RequestBody {
         }
     }
 
+    /// Whether all of it is in memory.
+    pub fn is_in_memory(&self) -> bool {
+        match &self.0 {
+            Content::Empty | Content::Read(_) | Content::Whole(..) => true,
+            Content::Streamed(..) | Content::Spooled(..) => false,
+        }
+    }
+
     /// Makes the head say how long the body is, once that is known. A length has no trailers after it.
     pub fn write_framing(&self, fields: &mut FieldLines) {
         match (&self.0, self.size_hint().exact()) {
@@ -130,7 +142,11 @@ impl Body for RequestBody {
                 }
                 Some(bytes) => (Some(Ok(bytes)), &body.pace),
             },
-            Content::Whole(blocks, pace) => (blocks.pop().map(Ok), &*pace),
+            Content::Whole(blocks, pace) => {
+                let block = blocks.pop().map(Ok);
+                pace.flight.weigh_bodies(blocks.len());
+                (block, &*pace)
+            }
             Content::Spooled(spooled, pace) => (ready!(spooled.poll_next(cx)), &*pace),
         };
         pace.asked();

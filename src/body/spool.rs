@@ -6,14 +6,17 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::runtime::Handle;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::body::blocks::Blocks;
-use crate::memory::Held;
+use crate::body::disk::{Disk, Space};
+use crate::io::memory::Held;
 
 /// A file that is being written.
 #[derive(Debug)]
@@ -41,42 +44,81 @@ enum State {
 
 /// A file that isn't closed on a worker's thread: to free gigabytes takes a file system its time.
 #[derive(Debug, Default)]
-struct Closing(Option<File>);
+pub(super) struct Closing(pub(super) Option<Open>);
+
+/// The space is given back after the file is closed: in the order of the fields.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) file: File,
+    pub(super) space: Space,
+}
+
+/// Why bytes aren't in a file.
+#[derive(Debug)]
+pub(super) enum SpoolError {
+    /// They are more than `BUFFER_DISK` leaves now.
+    DiskFull,
+    /// They are more than it ever leaves, by the size of the file system.
+    TooLong,
+    /// The operating system's.
+    Io(io::Error),
+}
 
 impl Spool {
-    /// A new file in `directory`, which nobody else can open and which is gone when it is closed.
+    /// A new file in `directory`, which no one else can open and which is gone when it is closed. `length` bytes are
+    /// expected, or more. They are taken of `disk` only when they are written, since a client may announce any number.
     ///
     /// # Errors
     ///
-    /// The operating system's.
-    pub(super) async fn create(directory: PathBuf) -> io::Result<Self> {
-        let file = spawn_blocking(move || tempfile::tempfile_in(directory)).await??;
-        Ok(Self { file: Closing(Some(file)), length: 0 })
+    /// There is no space for `length`, or the operating system's.
+    pub(super) async fn create(directory: PathBuf, disk: Arc<Disk>, length: u64) -> Result<Self, SpoolError> {
+        let open = spawn_blocking(move || {
+            let file = tempfile::tempfile_in(directory)?;
+            let limit = disk.look(&file)?;
+            // A client may announce any number: of a disk that is large enough for most, only what comes counts.
+            match (disk.is_auto(), disk.is_memory(limit)) {
+                (true, true) if length > limit => return Err(SpoolError::TooLong),
+                (false, _) if disk.lacks(length) => return Err(SpoolError::DiskFull),
+                _ => {}
+            }
+            Ok(Open { file, space: Space::new(&disk) })
+        });
+        Ok(Self { file: Closing(Some(open.await??)), length: 0 })
     }
 
-    /// Appends `blocks`, and then `data`. What is in memory stays there, paid for, until it is written.
+    /// Appends `blocks`, and then `data`. What is in memory stays there, paid for, until it is written. `drop_pages` has
+    /// the kernel write its pages soon and drop those that are written, because they are memory of this container too.
     ///
     /// # Errors
     ///
-    /// The operating system's. The file is of no use then.
-    pub(super) async fn append(&mut self, mut blocks: Blocks, data: Bytes) -> io::Result<()> {
+    /// There is no space, or the operating system's. The file is of no use then.
+    pub(super) async fn append(&mut self, mut blocks: Blocks, data: Bytes, drop_pages: bool) -> Result<(), SpoolError> {
         let length = (blocks.len() + data.len()) as u64;
         if length == 0 {
             return Ok(());
         }
-        let mut file = self.file.0.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let (file, written) = spawn_blocking(move || {
+        let mut open = self.file.0.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let (open, written) = spawn_blocking(move || {
+            let Open { file, space } = &mut open;
             let mut write = || {
+                if !space.take(length, file)? {
+                    return Err(SpoolError::DiskFull);
+                }
                 while let Some(block) = blocks.pop() {
                     file.write_all(&block)?;
                 }
-                file.write_all(&data)
+                file.write_all(&data)?;
+                if drop_pages {
+                    // Starts the writing, too. If it fails, the kernel does both later.
+                    posix_fadvise(&*file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).ok();
+                }
+                Ok(())
             };
             let written = write();
-            (file, written)
+            (open, written)
         })
         .await?;
-        self.file.0 = Some(file);
+        self.file.0 = Some(open);
         self.length += length;
         written
     }
@@ -87,9 +129,9 @@ impl Spool {
     ///
     /// The operating system's.
     pub(super) fn read(mut self, held: Held) -> io::Result<Spooled> {
-        if let Some(file) = &mut self.file.0 {
+        if let Some(open) = &mut self.file.0 {
             // Moves a number in the kernel, and nothing on the disk.
-            file.rewind()?;
+            open.file.rewind()?;
         }
         Ok(Spooled { state: State::Idle(self.file), left: self.length, held, paid: 0 })
     }
@@ -111,7 +153,7 @@ impl Spooled {
                     let mut piece = vec![0; self.piece()];
                     self.state = State::Reading(spawn_blocking(move || {
                         let read = match &mut file.0 {
-                            Some(open) => open.read_exact(&mut piece).map(|()| piece),
+                            Some(open) => open.file.read_exact(&mut piece).map(|()| piece),
                             None => Err(io::ErrorKind::BrokenPipe.into()),
                         };
                         (file, read)
@@ -143,11 +185,29 @@ impl Spooled {
     }
 }
 
+impl From<io::Error> for SpoolError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<io::ErrorKind> for SpoolError {
+    fn from(kind: io::ErrorKind) -> Self {
+        Self::Io(kind.into())
+    }
+}
+
+impl From<JoinError> for SpoolError {
+    fn from(error: JoinError) -> Self {
+        Self::Io(error.into())
+    }
+}
+
 impl Drop for Closing {
     fn drop(&mut self) {
         // Without a runtime the process is ending.
-        if let (Some(file), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn_blocking(move || drop(file));
+        if let (Some(open), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(open));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Request, Version};
@@ -12,16 +12,19 @@ use serde_json::{Value, json};
 
 use super::{Explain, Format, status};
 use crate::config::{Config, Protocol, RejectStatus};
-use crate::diagnose::{Diagnosis, Evidence, diagnose};
+use crate::diagnosis::diagnose::{Diagnosis, Evidence, diagnose};
 use crate::discovery;
 use crate::error::Failure;
-use crate::message::forwarding::Peer;
+use crate::message::fields::Removal;
+use crate::message::forwarding::{Ends, Origin, Peer, Source};
 use crate::message::framing::RequestFraming;
-use crate::message::head::RequestHead;
+use crate::message::head::{MAX_FIELDS, RequestHead, asterisk_form};
 use crate::message::lines::FieldLines;
+use crate::message::names::X_FORWARDED_PORT;
+use crate::message::unparsed;
 use crate::message::uwsgi::Packet;
 use crate::policy::{OwnAddresses, Policy, Rule, Verdict};
-use crate::proxy::request::{self, Inbound};
+use crate::proxy::request::{self, Arrival, Inbound};
 
 /// Prints the verdict, the rule and what the app would see. Returns the exit code: 0 enters, 3 doesn't, 2 when there is no
 /// request to explain.
@@ -64,6 +67,10 @@ struct Explained {
 struct Seen {
     request_line: String,
     fields: FieldLines,
+    /// Who the client is, by which scheme and port it came, and what says so.
+    origin: Origin,
+    /// The headers that it doesn't get, and why.
+    removed: Vec<(String, Removal)>,
     /// What they are for an app that speaks uwsgi.
     packet: Option<Packet>,
 }
@@ -101,14 +108,15 @@ fn request(asked: &Explain, input: &mut impl Read, most: usize) -> Result<Reques
 
 /// A raw request's head, by the proxy's own look at the bytes and the parser that hyper has.
 fn parse(bytes: &[u8], most: usize) -> Result<Request<()>, Failure> {
-    RequestFraming::new(most).feed(bytes)?;
-    let mut lines = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut framing = RequestFraming::new(most);
+    framing.feed(bytes)?;
+    let mut lines = vec![httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut lines);
     match parsed.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(Failure::Malformed("the request head has no end")),
-        Err(httparse::Error::TooManyHeaders) => return Err(Failure::HeadTooLarge),
-        Err(_) => return Err(UNPARSED),
+        Err(httparse::Error::TooManyHeaders) => return Err(Failure::TooManyHeaders),
+        Err(_) => return Err(unparsed::fault(bytes)),
     }
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let mut request = Request::builder().version(version);
@@ -119,7 +127,17 @@ fn parse(bytes: &[u8], most: usize) -> Result<Request<()>, Failure> {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| UNPARSED)?;
         request = request.header(name, line.value);
     }
-    request.body(()).map_err(|_| UNPARSED)
+    let mut request = request.body(()).map_err(|_| UNPARSED)?;
+    if framing.is_asterisk() {
+        *request.uri_mut() = asterisk_form(std::mem::take(request.uri_mut()));
+    }
+    Ok(request)
+}
+
+impl Seen {
+    fn port(&self) -> String {
+        self.fields.get(X_FORWARDED_PORT).map_or_else(String::new, |port| String::from_utf8_lossy(port).into_owned())
+    }
 }
 
 impl Explained {
@@ -130,7 +148,8 @@ impl Explained {
     fn of(config: &Config, policy: &Policy, asked: &Explain, mut head: RequestHead) -> Self {
         let port = asked.local_port.unwrap_or_else(|| config.listen.port());
         let local = SocketAddr::new(asked.local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
-        let peer = Peer::new(asked.peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), local, &policy.trusted);
+        let remote = SocketAddr::new(asked.peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), 0);
+        let peer = Peer::new(&Ends { remote, local, destination_port: None }, &policy.trusted);
         let inbound = match Inbound::read(&head) {
             Ok(inbound) => inbound,
             Err(failure) => return Self::failed(failure),
@@ -150,14 +169,20 @@ impl Explained {
             }
         };
         let host = authority.map(|authority| authority.text.to_ascii_lowercase());
-        let outcome = request::rewrite(&mut head, inbound, verdict, &peer, config.tls.scheme(), config, policy);
-        let outcome = outcome.and_then(|_| {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let started = u64::try_from(since_1970.as_millis()).unwrap_or_default();
+        let arrival = Arrival { peer: &peer, scheme: config.tls.scheme(), started };
+        let mut removed = Vec::new();
+        let outcome = request::rewrite(&mut head, inbound, verdict, arrival, config, policy, |name, why| {
+            removed.push((name.as_str().to_owned(), why));
+        });
+        let outcome = outcome.and_then(|origin| {
             let packet = match config.upstream.protocol {
                 Protocol::Http | Protocol::H2c => None,
                 Protocol::Uwsgi => Some(Packet::new(&head, None, 0)?),
             };
             let request_line = format!("{} {} {:?}", head.method, head.target, head.version);
-            Ok(Seen { request_line, fields: head.fields, packet })
+            Ok(Seen { request_line, fields: head.fields, origin, removed, packet })
         });
         Self { verdict: Some(verdict), tried, outcome, diagnosis, host, seen: None }
     }
@@ -179,7 +204,8 @@ impl Explained {
     fn hint(&self) -> Option<&str> {
         match (&self.diagnosis, &self.outcome) {
             (Some(diagnosis), _) => Some(&diagnosis.hint),
-            (None, Err(failure)) => Some(failure.hint()),
+            // What becomes of a request has nothing to do with the app here.
+            (None, Err(failure)) => Some(failure.hint(Protocol::Http)),
             (None, Ok(_)) => None,
         }
     }
@@ -215,6 +241,15 @@ impl Explained {
         if let Some(seen) = &self.seen {
             writeln!(out, "seen     {seen}")?;
         }
+        if let Ok(seen) = &self.outcome {
+            let Origin { client, client_from, scheme, scheme_from, port_from, .. } = &seen.origin;
+            writeln!(out, "client   {client}: {client_from}")?;
+            writeln!(out, "scheme   {scheme}: {scheme_from}")?;
+            writeln!(out, "port     {}: {port_from}", seen.port())?;
+            for (name, why) in &seen.removed {
+                writeln!(out, "removed  {name}: {why}")?;
+            }
+        }
         match &self.outcome {
             Err(_) => writeln!(out, "answer   {}\n\nthe app sees nothing", self.status(config).unwrap_or_default()),
             Ok(Seen { packet: Some(packet), .. }) => {
@@ -224,7 +259,7 @@ impl Explained {
                 }
                 Ok(())
             }
-            Ok(Seen { request_line, fields, packet: None }) => {
+            Ok(Seen { request_line, fields, packet: None, .. }) => {
                 writeln!(out, "\nthe app sees\n\n  {request_line}")?;
                 for (name, value) in fields.iter() {
                     writeln!(out, "  {}: {}", name.as_str(), String::from_utf8_lossy(value))?;
@@ -245,6 +280,12 @@ impl Explained {
             }
             sees
         };
+        let from = |value: &str, source: Source| json!({ "value": value, "from": source.to_string() });
+        let removed = |seen: &Seen| -> Vec<Value> {
+            let removed = seen.removed.iter();
+            removed.map(|(name, why)| json!({ "name": name, "reason": why.name(), "why": why.to_string() })).collect()
+        };
+        let seen = self.outcome.as_ref().ok();
         json!({
             "verdict": self.decision(),
             "rule": self.verdict.map(Verdict::rule),
@@ -255,7 +296,11 @@ impl Explained {
             "hint": self.hint(),
             "seen": self.seen,
             "status": self.status(config),
-            "app_sees": self.outcome.as_ref().ok().map(sees),
+            "client": seen.map(|seen| from(&seen.origin.client.to_string(), seen.origin.client_from)),
+            "scheme": seen.map(|seen| from(seen.origin.scheme, seen.origin.scheme_from)),
+            "port": seen.map(|seen| from(&seen.port(), seen.origin.port_from)),
+            "removed": seen.map_or_else(Vec::new, removed),
+            "app_sees": seen.map(sees),
         })
     }
 }
@@ -274,7 +319,5 @@ fn own_addresses(config: &Config) -> Arc<OwnAddresses> {
 
 const CONTROL: Failure = Failure::Malformed("the host has control characters");
 const UNPARSED: Failure = Failure::Malformed("the request head can't be parsed");
-/// Field lines, as hyper counts them.
-const MAX_FIELDS: usize = 100;
 /// For the task metadata endpoint. A person waits.
 const PATIENCE: Duration = Duration::from_secs(2);

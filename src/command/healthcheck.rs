@@ -35,7 +35,7 @@ fn ask(config: &Config, ready: bool) -> Result<String, String> {
         return Err(format!("not known: {setting} has port 0, so the port is not in the settings"));
     }
     let deadline = Instant::now() + TIMEOUT;
-    let (address, stream) = connect(address).map_err(|error| format!("not live: {address}: {error}"))?;
+    let (address, stream) = connect(address, deadline).map_err(|error| format!("not live: {address}: {error}"))?;
     if config.admin_listen.is_none() {
         return Ok(format!(
             "accepts connections on {address} (HOSTWARD_ADMIN_LISTEN is off: nothing more can be asked)"
@@ -50,7 +50,7 @@ fn ask(config: &Config, ready: bool) -> Result<String, String> {
 }
 
 /// Connects; to loopback, where hostward listens on every address.
-pub(super) fn connect(address: SocketAddr) -> io::Result<(SocketAddr, TcpStream)> {
+pub(super) fn connect(address: SocketAddr, deadline: Instant) -> io::Result<(SocketAddr, TcpStream)> {
     let hosts = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => vec![Ipv4Addr::LOCALHOST.into()],
         // `[::]` falls back to IPv4 where there is no IPv6.
@@ -60,7 +60,7 @@ pub(super) fn connect(address: SocketAddr) -> io::Result<(SocketAddr, TcpStream)
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for host in hosts {
         let address = SocketAddr::new(host, address.port());
-        match TcpStream::connect_timeout(&address, TIMEOUT) {
+        match time_left(deadline).and_then(|left| TcpStream::connect_timeout(&address, left)) {
             Ok(stream) => return Ok((address, stream)),
             Err(error) => last = error,
         }
@@ -68,23 +68,31 @@ pub(super) fn connect(address: SocketAddr) -> io::Result<(SocketAddr, TcpStream)
     Err(last)
 }
 
+/// Reads some bytes until the deadline, however slowly those before came.
+pub(super) fn read(stream: &mut TcpStream, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    loop {
+        stream.set_read_timeout(Some(time_left(deadline)?))?;
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            read => return read,
+        }
+    }
+}
+
+/// The time until the deadline, which isn't zero: that would mean no timeout.
+pub(super) fn time_left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
 fn status(mut stream: TcpStream, address: SocketAddr, path: &str, deadline: Instant) -> io::Result<u16> {
-    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(time_left(deadline)?))?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut buffer = [0; MOST];
     let mut length = 0;
     while !buffer[..length].contains(&b'\n') {
-        // Until the deadline, and not so long for each byte that drips in.
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        let read = match stream.read(&mut buffer[length..]) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
-            read => read?,
-        };
+        let read = read(&mut stream, &mut buffer[length..], deadline)?;
         if read == 0 {
             return Err(io::Error::other("no HTTP answer"));
         }

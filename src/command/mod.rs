@@ -232,7 +232,12 @@ fn check(command: clap::Command) -> clap::Command {
 
 fn setting_arg(setting: &'static Setting) -> Arg {
     let takes = match setting.kind {
-        Kind::Duration(..) | Kind::Size(..) | Kind::SizeOrNone(..) | Kind::Count(..) | Kind::Word(_) => {
+        Kind::Duration(..)
+        | Kind::Size(..)
+        | Kind::SizeOrNone(..)
+        | Kind::SizeOr(..)
+        | Kind::Count(..)
+        | Kind::Word(_) => {
             format!("; {}", setting.kind)
         }
         Kind::Switch | Kind::List(_) | Kind::Text(_) => String::new(),

@@ -1,15 +1,15 @@
 //! `hostward status`: what `/status` of the hostward in this container says, for a person.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::Format;
-use super::healthcheck::connect;
+use super::healthcheck::{connect, read, time_left};
 use crate::config::{Config, show};
-use crate::refusals::OTHERS;
+use crate::diagnosis::refusals::OTHERS;
 
 /// Prints it. Returns the exit code: 0, or 1 when nobody answers.
 pub fn run(config: &Config, format: Format, out: &mut impl Write) -> u8 {
@@ -38,22 +38,35 @@ fn ask(config: &Config, patience: Duration) -> Result<Value, String> {
     if address.port() == 0 {
         return Err("not known: HOSTWARD_ADMIN_LISTEN has port 0, so the port is not in the settings".into());
     }
-    let (address, stream) = connect(address).map_err(|error| format!("nobody answers at {address}: {error}"))?;
-    let body = get(stream, patience).map_err(|error| format!("{address}/status: {error}"))?;
-    serde_json::from_slice(&body).map_err(|error| format!("{address}/status: {error}"))
+    let deadline = Instant::now() + patience;
+    let (address, stream) =
+        connect(address, deadline).map_err(|error| format!("no response from {address}: {error}"))?;
+    let body = get(stream, deadline).map_err(|error| format!("{address}/status: {error}"))?;
+    let status = serde_json::from_slice::<Value>(&body).ok().filter(is_hostward);
+    status.ok_or_else(|| format!("{address}/status: something other than hostward answers there"))
 }
 
-fn get(mut stream: TcpStream, patience: Duration) -> io::Result<Vec<u8>> {
-    stream.set_write_timeout(Some(patience))?;
-    stream.set_read_timeout(Some(patience))?;
+fn get(mut stream: TcpStream, deadline: Instant) -> io::Result<Vec<u8>> {
+    stream.set_write_timeout(Some(time_left(deadline)?))?;
     stream.write_all(b"GET /status HTTP/1.0\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(MOST).read_to_end(&mut answer)?;
-    let end = memchr::memmem::find(&answer, b"\r\n\r\n").ok_or_else(|| io::Error::other("no HTTP answer"))?;
-    if !answer.starts_with(b"HTTP/1.0 200") && !answer.starts_with(b"HTTP/1.1 200") {
-        return Err(io::Error::other("no answer of hostward's"));
+    let (mut response, mut buffer) = (Vec::new(), vec![0; 16 * 1024]);
+    loop {
+        match read(&mut stream, &mut buffer, deadline)? {
+            0 => break,
+            count if response.len() + count > MOST => return Err(io::Error::other("the response is too long")),
+            count => response.extend_from_slice(&buffer[..count]),
+        }
     }
-    Ok(answer.split_off(end + 4))
+    let end = memchr::memmem::find(&response, b"\r\n\r\n").ok_or_else(|| io::Error::other("no HTTP response"))?;
+    if !response.starts_with(b"HTTP/1.0 200") && !response.starts_with(b"HTTP/1.1 200") {
+        return Err(io::Error::other("something other than hostward answers there"));
+    }
+    Ok(response.split_off(end + 4))
+}
+
+/// Whether this is what hostward's `/status` says, of whatever version.
+fn is_hostward(status: &Value) -> bool {
+    status["version"].is_string() && status["stage"].is_string() && status["refused_hosts"].is_array()
 }
 
 fn readable(status: &Value) -> String {
@@ -97,12 +110,14 @@ fn readable(status: &Value) -> String {
     line("requests", format!("{} under way; {}", requests["active"], counts(&requests["by_decision"])));
     line("statuses", counts(&requests["by_status"]));
     line("errors", counts(&requests["errors"]));
-    let bodies = &status["bodies"];
+    let memory = &status["memory"];
+    line("memory", format!("{} of {} bytes", memory["bytes"], memory["limit_bytes"]));
+    let spool = &status["spool"];
     line(
-        "bodies",
+        "disk",
         format!(
-            "{} of {} bytes in memory, {} went to disk",
-            bodies["bytes_in_memory"], bodies["most_bytes_in_memory"], bodies["spooled"]
+            "{} of {} bytes; {} request bodies went there",
+            spool["bytes"], spool["limit_bytes"], status["spooled_requests"]
         ),
     );
     line("log", format!("{} lines dropped", status["log_lines_dropped"]));
@@ -170,4 +185,4 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// For a word that can be missed.
 const BRIEFLY: Duration = Duration::from_millis(500);
 /// Bytes of an answer; there are at most 260 hosts and 20 failures in it.
-const MOST: u64 = 1 << 20;
+const MOST: usize = 1 << 20;

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::values::Fault;
 use super::{Endpoint, Protocol, Upstream};
 use crate::message::authority::{Authority, Host};
+use crate::policy::check_host_name;
 
 /// Whether a task's metadata and credentials live there (169.254.0.0/16, `fd00:ec2::/32`), so that no app may.
 pub fn is_metadata_address(address: IpAddr) -> bool {
@@ -79,7 +80,13 @@ pub(super) fn host(text: &str) -> Result<HeaderValue, Fault> {
     if text.contains('*') || text.starts_with('.') {
         return Err(Fault::new("one host, not a pattern: it is what the app sees"));
     }
-    Authority::parse(text.as_bytes()).map_err(|why| Fault::new(why.to_string()))?;
+    if text.ends_with(':') {
+        return Err(Fault::new("there is no port after the colon: leave the colon out"));
+    }
+    let authority = Authority::parse(text.as_bytes()).map_err(|why| Fault::new(why.to_string()))?;
+    if let Host::Name(name) = authority.host {
+        check_host_name(name).map_err(Fault::new)?;
+    }
     HeaderValue::from_str(text).map_err(|_| Fault::new("a character that a host can't have"))
 }
 
@@ -161,9 +168,6 @@ fn unix(path: &str) -> Result<Endpoint, Fault> {
 /// A name that the resolver takes for a name. The C library reads `0xa9fea9fe`, `2852039166` and `169.254.43518`
 /// as 169.254.169.254: what ends in a number is either four decimal ones or a trick.
 fn resolvable(name: &str) -> Result<&str, Fault> {
-    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
-        return Err(Fault::new("a character that a name can't have"));
-    }
     let last = name.rsplit('.').next().unwrap_or(name);
     if last.starts_with(|c: char| c.is_ascii_digit())
         && last.bytes().all(|b| b.is_ascii_hexdigit() || b == b'x' || b == b'X')
@@ -259,6 +263,8 @@ mod tests {
             ("http://[::1]:3000", "::1", 3000),
             ("http://my_app.local:1", "my_app.local", 1),
             ("http://app2:80", "app2", 80),
+            ("http://my-app:8000", "my-app", 8000),
+            ("http://app.localhost:8080", "app.localhost", 8080),
             ("http://0.0.0.0:8000", "0.0.0.0", 8000),
         ] {
             let endpoint = Endpoint::Tcp { host: host.into(), port };
@@ -276,6 +282,8 @@ mod tests {
             "uwsgis://a:1",
             "http+unix:",
             "http+unix:x",
+            "http+unix:run/app.sock",
+            "http+unix:./app.sock",
             "http+unix:/",
             "http+unix:/x/",
             "http+unix:@",
@@ -285,6 +293,12 @@ mod tests {
             "http://a",
             "http://:80",
             "http://a:0",
+            "http://a:",
+            "http://[::1]:",
+            "http://*:1",
+            "http://a'b:1",
+            "http://a;b:1",
+            "http://~a:1",
             "http://a:65536",
             "http://a:1/x",
             "http://a:1?x",
@@ -334,6 +348,8 @@ mod tests {
             "169.254.43518",
             "0251.0376.0251.0376",
             "169.0xfea9fe",
+            "0XA9FEA9FE",
+            "169.0XFEA9FE",
         ] {
             assert!(upstream(&format!("http://{host}:80")).is_err(), "{host}");
         }
@@ -347,6 +363,10 @@ mod tests {
             ("127.0.0.1:8080", "[::]:8080", true),
             ("[::1]:8080", "[::]:8080", true),
             ("localhost:8080", "127.0.0.1:8080", true),
+            ("app.localhost:8080", "[::]:8080", true),
+            ("app.localhost:8080", "[::]:18123", false),
+            ("app.localhost:8080", "10.0.0.1:8080", false),
+            ("localhost.example:8080", "[::]:8080", false),
             ("0.0.0.0:8080", "127.0.0.1:8080", true),
             ("127.0.0.1:8080", "0.0.0.0:8080", true),
             ("10.0.0.1:80", "10.0.0.1:80", true),
@@ -378,7 +398,25 @@ mod tests {
         for text in ["www.example.com", "www.example.com:8443", "[::1]:80", "10.0.0.1"] {
             assert_eq!(host(text).unwrap(), text);
         }
-        for text in ["https://a", "*.a", ".a", "a b", "a@b", "h\u{f6}st", "", "a:x"] {
+        for text in [
+            "https://a",
+            "*.a",
+            ".a",
+            "a b",
+            "a@b",
+            "h\u{f6}st",
+            "",
+            "a:x",
+            "a:",
+            "[::1]:",
+            "a'b",
+            "a;b",
+            "~a",
+            "!a",
+            "_",
+            "none",
+            "10.0.0.256",
+        ] {
             assert!(host(text).is_err(), "{text}");
         }
         for text in ["/", "/healthz?deep=1", "/a%20b"] {

@@ -9,16 +9,19 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::mistake::{Mistake, Mistakes};
+use super::pem::is_pem;
 use super::reader::Reader;
-use super::tls::is_pem;
+use super::settings::Kind;
 use super::values::{self, Fault};
 use super::{
     AccessLog, BufferRequests, Config, Endpoint, Flags, Loaded, LogFormat, MetadataSource, Metrics, Protocol,
     ProxyProtocol, RejectStatus, TaskIp, Upstream, addresses,
 };
+use crate::message::names::{Name, X_FORWARDED_FOR, X_REAL_IP};
+use crate::message::{fields, forwarding};
 use crate::networks::Networks;
 use crate::policy::{HostPattern, HostPolicy, HostRewrite, Hosts, ProbeHosts, Rules};
 
@@ -87,7 +90,7 @@ impl Reader {
             upstream_idle_timeout: self.duration("HOSTWARD_UPSTREAM_IDLE_TIMEOUT"),
             upstream_max_connections: self.count("HOSTWARD_UPSTREAM_MAX_CONNECTIONS"),
             ready_path: self.read("HOSTWARD_READY_PATH", |_, text| addresses::path(text)),
-            forwarded: self.switch("HOSTWARD_FORWARDED", false),
+            forwarding: self.forwarding(),
             buffer_responses: usize::try_from(self.size("HOSTWARD_BUFFER_RESPONSES")).unwrap_or(usize::MAX),
             buffer_requests: match self.word("HOSTWARD_BUFFER_REQUESTS") {
                 "on" => BufferRequests::On,
@@ -101,8 +104,16 @@ impl Reader {
                     _ => Err(Fault::new("expected a directory's whole path, from /")),
                 })
                 .unwrap_or_default(),
+            buffer_disk: self
+                .read("HOSTWARD_BUFFER_DISK", |kind, text| match kind {
+                    Kind::SizeOr(word, ..) if text.eq_ignore_ascii_case(word) => Ok(None),
+                    _ => values::size(text, kind).map(Some),
+                })
+                .flatten(),
             max_body_size: Some(self.size("HOSTWARD_MAX_BODY_SIZE")).filter(|bytes| *bytes != 0),
             max_header_size: usize::try_from(self.size("HOSTWARD_MAX_HEADER_SIZE")).unwrap_or(usize::MAX),
+            max_response_header_size: usize::try_from(self.size("HOSTWARD_MAX_RESPONSE_HEADER_SIZE"))
+                .unwrap_or(usize::MAX),
             header_timeout: self.duration("HOSTWARD_HEADER_TIMEOUT"),
             body_timeout: self.duration("HOSTWARD_BODY_TIMEOUT"),
             idle_timeout: self.duration("HOSTWARD_IDLE_TIMEOUT"),
@@ -206,6 +217,53 @@ impl Reader {
         Some(value)
     }
 
+    fn forwarding(&mut self) -> forwarding::Settings {
+        let forwarded = self.switch("HOSTWARD_FORWARDED", false);
+        let mut pass = Vec::new();
+        self.each("HOSTWARD_PASS_HEADERS", &[], |item| {
+            let name = header_name(item)?;
+            let text = name.as_str();
+            let error = if fields::is_written(text) || text == "host" || (forwarded && text == "forwarded") {
+                "hostward writes this header itself"
+            } else if fields::is_connection_specific(text) {
+                "this header is for one connection only and never passes"
+            } else if !fields::is_override(text) {
+                "nothing removes this header from a trusted peer's requests"
+            } else {
+                pass.push(HeaderName::from(name));
+                return Ok(());
+            };
+            Err(Fault::new(error))
+        });
+        let client_ip_header = self.read("HOSTWARD_CLIENT_IP_HEADER", |_, text| {
+            let name = header_name(text)?;
+            let is_address = match &name {
+                Name::Known(X_FORWARDED_FOR) => {
+                    return Err(Fault::with(
+                        "X-Forwarded-For is read in any case",
+                        "Remove it, or name another header.",
+                    ));
+                }
+                Name::Known(known) => *known == X_REAL_IP,
+                Name::Other(other) => {
+                    !fields::is_connection_specific(other.as_str()) && !fields::is_written(other.as_str())
+                }
+            };
+            if is_address { Ok(name) } else { Err(Fault::new("this header holds no client's address")) }
+        });
+        forwarding::Settings {
+            client_proto: match self.word("HOSTWARD_CLIENT_PROTO") {
+                "https" => Some("https"),
+                "http" => Some("http"),
+                _ => None,
+            },
+            client_ip_header,
+            pass,
+            derive_traceparent: self.word("HOSTWARD_TRACE_CONTEXT") == "derive",
+            forwarded,
+        }
+    }
+
     fn task_ip(&mut self, metadata: MetadataSource) -> TaskIp {
         let mut off = false;
         let mut given = Vec::new();
@@ -281,6 +339,16 @@ impl Reader {
                 "HOSTWARD_TRUSTED_PROXIES is none, so nobody would be believed".into(),
             );
         }
+        let believing = [
+            ("HOSTWARD_PASS_HEADERS", !config.forwarding.pass.is_empty()),
+            ("HOSTWARD_CLIENT_IP_HEADER", config.forwarding.client_ip_header.is_some()),
+            ("HOSTWARD_TRACE_CONTEXT", config.forwarding.derive_traceparent),
+        ];
+        for (variable, _) in believing.into_iter().filter(|(_, given)| *given && config.rules.trusted.is_empty()) {
+            let error = "has no effect: HOSTWARD_TRUSTED_PROXIES is none, so that no peer is believed";
+            let hint = "Name the load balancer's network in HOSTWARD_TRUSTED_PROXIES.";
+            self.warnings.push(Mistake::new(variable, None, error, hint));
+        }
         let upstream_is_right = !self.wrong("HOSTWARD_UPSTREAM");
         let listeners = [("HOSTWARD_LISTEN", Some(config.listen)), ("HOSTWARD_ADMIN_LISTEN", config.admin_listen)];
         for (variable, listen) in listeners {
@@ -335,6 +403,13 @@ impl Reader {
         }
         MetadataSource { v4, v3, on_ecs, pod }
     }
+}
+
+/// The name of a request's header that can pass at all.
+fn header_name(text: &str) -> Result<Name, Fault> {
+    let expected = || Fault::new("expected the name of a header: letters, digits and hyphens");
+    let name = Name::read(text.as_bytes()).map_err(|_| expected())?;
+    if fields::is_plain_name(name.as_str()) { Ok(name) } else { Err(expected()) }
 }
 
 /// Stands for an upstream that could not be read; nothing is started with it.

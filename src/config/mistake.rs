@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use super::{Config, Sources};
+use crate::clock;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ impl Mistake {
     /// One JSON object, as the log writes them.
     pub fn to_json(&self, level: &str, msg: &str, time: SystemTime) -> String {
         let line = serde_json::json!({
-            "time": humantime::format_rfc3339_millis(time).to_string(),
+            "time": humantime::format_rfc3339_millis(clock::printable(time)).to_string(),
             "level": level,
             "msg": msg,
             "setting": self.setting,
@@ -104,7 +105,7 @@ impl Mistakes {
                 writeln!(out, "{}", mistake.to_json("ERROR", "configuration mistake", time))?;
             }
             let line = serde_json::json!({
-                "time": humantime::format_rfc3339_millis(time).to_string(),
+                "time": humantime::format_rfc3339_millis(clock::printable(time)).to_string(),
                 "level": "ERROR",
                 "msg": "not starting",
                 "error": summary,
@@ -186,6 +187,14 @@ mod tests {
         );
         assert_eq!(lines[1]["value"], serde_json::Value::Null);
         assert_eq!(lines[2]["msg"], "not starting");
+    }
+
+    #[test]
+    fn a_clock_before_1970_is_no_reason_to_panic() {
+        let before = SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1);
+        let mut out = Vec::new();
+        two().write(&mut out, false, before).unwrap();
+        assert!(String::from_utf8(out).unwrap().starts_with(r#"{"time":"1970-01-01T00:00:00.000Z""#));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod addresses;
 mod load;
 mod mistake;
+mod pem;
 mod reader;
 mod settings;
 mod tls;
@@ -17,6 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::message::forwarding;
 use crate::policy::Rules;
 
 pub use addresses::is_metadata_address;
@@ -72,7 +74,7 @@ pub enum Source {
 impl Given {
     /// The value, unless it is a key.
     pub fn shown(&self) -> Option<String> {
-        self.value.as_deref().map(|value| tls::shown(self.setting, value))
+        self.value.as_deref().map(|value| pem::shown(self.setting, value))
     }
 }
 
@@ -146,20 +148,24 @@ pub struct Config {
     pub upstream_max_connections: Option<usize>,
     /// What `/readyz` asks the app for; `None` is a TCP connect.
     pub ready_path: Option<http::uri::PathAndQuery>,
-    /// Whether the app gets an RFC 7239 `Forwarded` field.
-    pub forwarded: bool,
+    /// What the app gets to know of the client.
+    pub forwarding: forwarding::Settings,
     /// Whether request bodies are read before the app is asked.
     pub buffer_requests: BufferRequests,
     /// Bytes of a request body that stay in memory.
     pub buffer_memory: usize,
     /// Where longer ones go.
     pub buffer_dir: PathBuf,
+    /// Bytes of all spool files together; `None` follows the file system.
+    pub buffer_disk: Option<u64>,
     /// Bytes of an answer that are read ahead of a slow client; 0 is none.
     pub buffer_responses: usize,
     /// Bytes of a request body; `None` is no limit.
     pub max_body_size: Option<u64>,
     /// Bytes of a request head.
     pub max_header_size: usize,
+    /// Bytes of a response head.
+    pub max_response_header_size: usize,
     /// Bound on the arrival of a whole request head.
     pub header_timeout: Duration,
     /// Bound on the wait between two reads of a request body, and on a client that doesn't take its answer.

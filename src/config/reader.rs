@@ -8,8 +8,8 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::mistake::{Mistake, show};
+use super::pem::{is_pem, shown, takes_pem};
 use super::settings::{Default as Fallback, Kind, PREFIX, SETTINGS, Setting};
-use super::tls::{is_pem, shown, takes_pem};
 use super::values::{self, Fault};
 use super::{Flags, Given, Source, Sources};
 

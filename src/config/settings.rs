@@ -42,6 +42,8 @@ pub enum Kind {
     Size(u64, u64),
     /// Bytes, within bounds, or 0 for no limit.
     SizeOrNone(u64, u64),
+    /// Bytes, within bounds, or a word.
+    SizeOr(&'static str, u64, u64),
     /// A whole number, within bounds, or a word.
     Count(&'static str, usize, usize),
     /// One of these words.
@@ -131,7 +133,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::List("tokens"),
         default: Default::Is("self,peer"),
         example: "self,peer,missing",
-        meaning: "which hosts are a load balancer's probe: self (this task's addresses), peer (the peer's own, as an NLB's), missing (no Host, as a Classic ELB's), a CIDR or IP, or none",
+        meaning: "which hosts are a load balancer's probe: self (this task's addresses, and localhost from the task itself), peer (the peer's own, as an NLB's), missing (no Host, as a Classic ELB's), a CIDR or IP, or none",
     },
     Setting {
         variable: "HOSTWARD_PROBE_PROTO",
@@ -219,9 +221,10 @@ pub const SETTINGS: &[Setting] = &[
         group: Group::Upstream,
         // The app is in the same task: a minute is more than a kernel tries, 10 ms less than a busy one needs.
         kind: Kind::Duration(Duration::from_millis(10), MINUTE),
-        default: Default::Is("1s"),
+        // While the app's listen queue is full, a SYN is sent again after 1, 3 and 7 s.
+        default: Default::Is("10s"),
         example: "2s",
-        meaning: "one attempt to connect to the app",
+        meaning: "how long one attempt to connect to the app may take, as when its listen queue is full; 504 after it",
     },
     Setting {
         variable: "HOSTWARD_UPSTREAM_START_TIMEOUT",
@@ -257,7 +260,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Count("0", 1, 65_535),
         default: Default::Is("0"),
         example: "4",
-        meaning: "connections to the app at once (with h2c: requests); 0 is as many as the file descriptors allow",
+        meaning: "connections to the app at once, WebSockets included (with h2c: requests); 0 is as many as the file descriptors allow",
     },
     Setting {
         variable: "HOSTWARD_READY_PATH",
@@ -284,6 +287,38 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "whether the app gets an RFC 7239 Forwarded field too",
     },
     Setting {
+        variable: "HOSTWARD_CLIENT_PROTO",
+        group: Group::Forwarding,
+        kind: Kind::Word(&["auto", "https", "http"]),
+        default: Default::Is("auto"),
+        example: "https",
+        meaning: "the client's scheme when no trusted proxy says it: https behind a TLS listener of a Network Load Balancer, or CloudFront with an HTTP origin; auto is what the peer speaks to hostward",
+    },
+    Setting {
+        variable: "HOSTWARD_CLIENT_IP_HEADER",
+        group: Group::Forwarding,
+        kind: Kind::Text("header name"),
+        default: Default::Unset("X-Forwarded-For"),
+        example: "CloudFront-Viewer-Address",
+        meaning: "the header in which a trusted proxy sends the client's address, with or without a port, as CF-Connecting-IP and True-Client-IP; removed when another peer sends it",
+    },
+    Setting {
+        variable: "HOSTWARD_PASS_HEADERS",
+        group: Group::Forwarding,
+        kind: Kind::List("header names"),
+        default: Default::Unset("none"),
+        example: "X-Forwarded-User",
+        meaning: "headers that pass from trusted proxies though they are removed from everybody: X-Forwarded-User (oauth2-proxy), X-Forwarded-Prefix and the like",
+    },
+    Setting {
+        variable: "HOSTWARD_TRACE_CONTEXT",
+        group: Group::Forwarding,
+        kind: Kind::Word(&["off", "derive"]),
+        default: Default::Is("off"),
+        example: "derive",
+        meaning: "derive writes a W3C traceparent with the trace id of a trusted proxy's X-Amzn-Trace-Id when a request has none",
+    },
+    Setting {
         variable: "HOSTWARD_BUFFER_REQUESTS",
         group: Group::Limits,
         kind: Kind::Word(&["auto", "on", "off"]),
@@ -298,7 +333,7 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Size(1 << 10, 1 << 30),
         default: Default::Is("1MiB"),
         example: "256KiB",
-        meaning: "up to which length a request body stays in memory; all together have a quarter of the container's memory, 8 to 32 MiB",
+        meaning: "up to which length a request body stays in memory; it counts in the memory budget (three eighths of the container's memory)",
     },
     Setting {
         variable: "HOSTWARD_BUFFER_DIR",
@@ -309,13 +344,22 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "where longer ones go, in files without a name",
     },
     Setting {
+        variable: "HOSTWARD_BUFFER_DISK",
+        group: Group::Limits,
+        // Less than BUFFER_MEMORY's default spools nothing; a pebibyte is more than a task's disk.
+        kind: Kind::SizeOr("auto", 1 << 20, 1 << 50),
+        default: Default::Is("auto"),
+        example: "10GiB",
+        meaning: "how much disk space all spooled bodies may take together, 503 beyond it; auto is half of what is free, on a tmpfs at most an eighth of the container's memory, and streams a body that is announced to be longer where BUFFER_REQUESTS=auto",
+    },
+    Setting {
         variable: "HOSTWARD_BUFFER_RESPONSES",
         group: Group::Limits,
         // Every slow client may take this much, up to the process's bound; a gibibyte is more than a task has.
         kind: Kind::SizeOrNone(1 << 10, 1 << 30),
         default: Default::Is("1MiB"),
         example: "256KiB",
-        meaning: "how far an answer is read ahead of a slow client, so that the app's worker is free; 0 reads nothing ahead",
+        meaning: "how far a response is read ahead of a slow client in memory, so that the app's worker is free; the rest goes to BUFFER_DIR; 0 reads nothing ahead",
     },
     Setting {
         variable: "HOSTWARD_MAX_BODY_SIZE",
@@ -334,6 +378,15 @@ pub const SETTINGS: &[Setting] = &[
         default: Default::Is("64KiB"),
         example: "128KiB",
         meaning: "the longest request head, 431 above it",
+    },
+    Setting {
+        variable: "HOSTWARD_MAX_RESPONSE_HEADER_SIZE",
+        group: Group::Limits,
+        // The app's heads are in memory while they are read: 4 MiB is more than any client takes.
+        kind: Kind::Size(1 << 10, 4 << 20),
+        default: Default::Is("256KiB"),
+        example: "512KiB",
+        meaning: "the longest response head that the app may send, 502 above it",
     },
     Setting {
         variable: "HOSTWARD_HEADER_TIMEOUT",
@@ -485,7 +538,7 @@ impl Kind {
     pub fn placeholder(&self) -> &'static str {
         match self {
             Self::Duration(..) => "DURATION",
-            Self::Size(..) | Self::SizeOrNone(..) => "SIZE",
+            Self::Size(..) | Self::SizeOrNone(..) | Self::SizeOr(..) => "SIZE",
             Self::Count(..) => "NUMBER",
             Self::Word(_) => "WORD",
             Self::Switch => "on|off",
@@ -494,6 +547,7 @@ impl Kind {
             Self::Text("URL") => "URL",
             Self::Text("path" | "directory") => "PATH",
             Self::Text("path or PEM") => "PATH|PEM",
+            Self::Text("header name") => "NAME",
             Self::Text(_) => "HOST",
         }
     }
@@ -506,6 +560,9 @@ impl fmt::Display for Kind {
             Self::Duration(least, most) => write!(f, "{} to {}", show_duration(*least), show_duration(*most)),
             Self::Size(least, most) => write!(f, "{} to {}", show_size(*least), show_size(*most)),
             Self::SizeOrNone(least, most) => write!(f, "{} to {}, or 0", show_size(*least), show_size(*most)),
+            Self::SizeOr(word, least, most) => {
+                write!(f, "{} to {}, or {word}", show_size(*least), show_size(*most))
+            }
             Self::Count(word, least, most) => write!(f, "{least} to {most}, or {word}"),
             Self::Word(words) => match words.split_last() {
                 Some((last, rest)) if !rest.is_empty() => write!(f, "{} or {last}", rest.join(", ")),

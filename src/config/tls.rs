@@ -6,8 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::mistake::Mistake;
+use super::pem::{PEM, is_pem, showable};
 use super::reader::Reader;
-use super::settings::Setting;
 use super::values::Fault;
 
 /// `HOSTWARD_TLS`
@@ -109,43 +109,6 @@ fn pem(_: &'static super::Kind, text: &str) -> Result<Pem, Fault> {
     }
     Ok(Pem::Path(text.into()))
 }
-
-/// What of a setting's value may be shown. PEM is not, wherever it was put by mistake; nor is what may be the
-/// inside of one in the settings that take PEM.
-pub(super) fn shown(setting: &Setting, value: &str) -> String {
-    match value {
-        _ if takes_pem(setting) => showable(value),
-        _ if is_pem(value) => PEM.into(),
-        _ => value.into(),
-    }
-}
-
-/// Whether a setting's value may be PEM.
-pub(super) fn takes_pem(setting: &Setting) -> bool {
-    matches!(setting.variable, "HOSTWARD_TLS_CERT" | "HOSTWARD_TLS_KEY")
-}
-
-/// Whether a value is, or has, a certificate or a key.
-pub(super) fn is_pem(value: &str) -> bool {
-    value.contains(BEGIN)
-}
-
-fn showable(value: &str) -> String {
-    let known = ["/", "./", "../", "arn:", "$"].iter().any(|start| value.starts_with(start)) && !value.contains('\n');
-    let known = known || value.len() <= SHORTER_THAN_ANY_KEY;
-    if is_pem(value) {
-        PEM.into()
-    } else if known {
-        value.into()
-    } else {
-        "(not shown)".into()
-    }
-}
-
-const BEGIN: &str = "-----BEGIN";
-const PEM: &str = "(PEM)";
-/// Characters. The shortest key there is, Ed25519 in PKCS#8, has 64 without its first and last line.
-const SHORTER_THAN_ANY_KEY: usize = 40;
 
 #[cfg(test)]
 mod tests {

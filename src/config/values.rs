@@ -62,7 +62,8 @@ pub(super) fn size(text: &str, kind: &Kind) -> Result<u64, Fault> {
     let (number, unit) = text.split_at(digits);
     let unit = unit.trim_start();
     if number.is_empty() || (unit.is_empty() && number.contains('.')) {
-        return Err(Fault::new("expected a size"));
+        let word = if let Kind::SizeOr(word, ..) = kind { format!(", or {word}") } else { String::new() };
+        return Err(Fault::new(format!("expected a size{word}")));
     }
     // bytesize takes `10m` for 10 MB, nginx for 10 MiB.
     if let [letter] = unit.as_bytes()
@@ -83,7 +84,9 @@ pub(super) fn size(text: &str, kind: &Kind) -> Result<u64, Fault> {
     let value = text.parse::<bytesize::ByteSize>().map(|size| size.as_u64());
     match (kind, value) {
         (Kind::SizeOrNone(..), Ok(0)) => Ok(0),
-        (Kind::Size(least, most) | Kind::SizeOrNone(least, most), Ok(value)) if (*least..=*most).contains(&value) => {
+        (Kind::Size(least, most) | Kind::SizeOrNone(least, most) | Kind::SizeOr(_, least, most), Ok(value))
+            if (*least..=*most).contains(&value) =>
+        {
             Ok(value)
         }
         _ => Err(Fault::new(format!("must be {kind}"))),
@@ -216,6 +219,15 @@ mod tests {
             ("64KiB", 65536),
             ("10MiB", 10 << 20),
             ("10MB", 10_000_000),
+            ("64kB", 64_000),
+            ("64KB", 64_000),
+            ("64kb", 64_000),
+            ("1GB", 1_000_000_000),
+            ("1gb", 1_000_000_000),
+            ("1GiB", 1 << 30),
+            ("1gib", 1 << 30),
+            ("1TB", 1_000_000_000_000),
+            ("1TiB", 1 << 40),
             ("10 MiB", 10 << 20),
             ("1.5KiB", 1536),
             ("10mib", 10 << 20),

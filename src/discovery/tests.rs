@@ -1,9 +1,10 @@
 //! Discovery against stand-ins of the endpoint, healthy and not, on real sockets.
 
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, Once, PoisonError, mpsc};
 
 use super::*;
 
@@ -138,28 +139,36 @@ fn ips(addresses: &[&str]) -> Vec<IpAddr> {
     addresses.iter().map(|address| address.parse().unwrap()).collect()
 }
 
-/// The text of every event that `act` causes on this thread.
-fn logged(act: impl FnOnce()) -> String {
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+thread_local! {
+    /// What this thread logs.
+    static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Writes to the calling thread's own [`LINES`].
+struct ThreadLines;
+
+impl Write for ThreadLines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LINES.with_borrow_mut(|lines| lines.write(bytes))
     }
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    tracing::subscriber::with_default(subscriber, || {
-        // A test beside this one may have met a line before this subscriber was there, and put down after it that
-        // nobody wants it.
-        tracing::callsite::rebuild_interest_cache();
-        act();
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The text of every event that `act` causes on this thread. The subscriber is the whole process's, because `tracing`
+/// caches per call site whether anyone listens: with one for each thread, a test without one could switch off the events
+/// of a test with one.
+fn logged(act: impl FnOnce()) -> String {
+    static SUBSCRIBER: Once = Once::new();
+    SUBSCRIBER.call_once(|| {
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(|| ThreadLines).finish();
+        tracing::subscriber::set_global_default(subscriber).expect("the only subscriber of these tests");
     });
-    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    LINES.take();
+    act();
+    String::from_utf8(LINES.take()).unwrap()
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The authority of a request: parsed strictly, compared loosely, never rewritten.
 //!
 //! A request names the host it wants in `Host`, in an absolute-form target or in `:authority`. What is
-//! accepted here is RFC 3986 §3.2.2 and §3.2.3 without userinfo, ``IPvFuture``, zone identifiers, empty hosts,
-//! commas and empty labels. [`Authority`] borrows the client's bytes, so that what is forwarded can be
-//! exactly what was sent.
+//! accepted here is RFC 3986 §3.2.2 and §3.2.3 without userinfo, ``IPvFuture``, zone identifiers, empty hosts and
+//! empty labels, and in a name only what DNS names consist of. [`Authority`] borrows the client's bytes, so that
+//! what is forwarded can be exactly what was sent.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,7 +15,7 @@ pub struct Authority<'a> {
     pub text: &'a str,
     /// The host.
     pub host: Host<'a>,
-    /// The port, when one was written.
+    /// The port, when one was written that isn't empty.
     pub port: Option<u16>,
 }
 
@@ -53,14 +53,14 @@ impl<'a> Authority<'a> {
             let (literal, after) = rest.split_once(']').ok_or(InvalidAuthority::Brackets)?;
             let address: Ipv6Addr = literal.parse().map_err(|_| InvalidAuthority::Brackets)?;
             let port = match after.strip_prefix(':') {
-                Some(digits) => Some(parse_port(digits)?),
+                Some(digits) => parse_optional_port(digits)?,
                 None if after.is_empty() => None,
                 None => return Err(InvalidAuthority::Brackets),
             };
             return Ok(Self { text, host: Host::Ip(IpAddr::V6(address)), port });
         }
         let (name, port) = match text.split_once(':') {
-            Some((name, digits)) => (name, Some(parse_port(digits)?)),
+            Some((name, digits)) => (name, parse_optional_port(digits)?),
             None => (text, None),
         };
         Ok(Self { text, host: parse_name(name)?, port })
@@ -102,7 +102,12 @@ impl fmt::Display for InvalidAuthority {
 
 impl std::error::Error for InvalidAuthority {}
 
-/// Parses a port. RFC 3986 §3.2.3: `port = *DIGIT`; an empty one is refused, because nobody means it.
+/// RFC 3986 §3.2.3: `port = *DIGIT`. An empty one means the default port, as none does.
+fn parse_optional_port(digits: &str) -> Result<Option<u16>, InvalidAuthority> {
+    if digits.is_empty() { Ok(None) } else { parse_port(digits).map(Some) }
+}
+
+/// Parses a port that isn't empty.
 ///
 /// # Errors
 ///
@@ -118,7 +123,7 @@ fn parse_name(name: &str) -> Result<Host<'_>, InvalidAuthority> {
     if name.is_empty() || name == "." {
         return Err(InvalidAuthority::Empty);
     }
-    if !is_reg_name(name.as_bytes()) {
+    if !name.bytes().all(is_name_character) {
         return Err(InvalidAuthority::Character);
     }
     if name.starts_with('.') || name.contains("..") {
@@ -133,23 +138,10 @@ fn parse_name(name: &str) -> Result<Host<'_>, InvalidAuthority> {
     Ok(name.parse::<Ipv4Addr>().map_or(Host::Name(name), |address| Host::Ip(IpAddr::V4(address))))
 }
 
-/// RFC 3986 §3.2.2: `reg-name = *( unreserved / pct-encoded / sub-delims )`, here without the comma, which
-/// joins two `Host` lines into one for some readers.
-fn is_reg_name(name: &[u8]) -> bool {
-    let mut bytes = name.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b if b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(b) => {}
-            b'%' => {
-                let hex = |b: Option<&u8>| b.is_some_and(u8::is_ascii_hexdigit);
-                if !hex(bytes.next()) || !hex(bytes.next()) {
-                    return false;
-                }
-            }
-            _ => return false,
-        }
-    }
-    true
+/// A subset of RFC 3986 §3.2.2 `reg-name`: names of DNS, and the underscore that names of containers have. Apps compare
+/// hosts with patterns, to which `*` or `'` in a subdomain can mean something else.
+fn is_name_character(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
 }
 
 /// Bytes of a registered name: RFC 3986 §3.2.2.
@@ -181,11 +173,20 @@ mod tests {
         assert_eq!(name("WWW.example.com:8443"), ("WWW.example.com".into(), Some(8443)));
         assert_eq!(name("example.com."), ("example.com".into(), None));
         assert_eq!(name("exa_mple"), ("exa_mple".into(), None));
-        assert_eq!(name("a%41b"), ("a%41b".into(), None));
         assert_eq!(ip("10.0.2.100:8080"), ("10.0.2.100".parse().unwrap(), Some(8080)));
         assert_eq!(ip("[2001:DB8::1]:65535"), ("2001:db8::1".parse().unwrap(), Some(65535)));
         assert_eq!(ip("[::1]"), ("::1".parse().unwrap(), None));
         assert_eq!(name("host:0").1, Some(0));
+    }
+
+    #[test]
+    fn an_empty_port_means_none_and_stays_in_the_text() {
+        assert_eq!(name("host:"), ("host".into(), None));
+        assert_eq!(name("host.:"), ("host".into(), None));
+        assert_eq!(ip("10.0.2.100:"), ("10.0.2.100".parse().unwrap(), None));
+        assert_eq!(ip("[::1]:"), ("::1".parse().unwrap(), None));
+        assert_eq!(Authority::parse(b"host:").unwrap().text, "host:");
+        assert!(parse_port("").is_err());
     }
 
     #[test]
@@ -209,6 +210,8 @@ mod tests {
             (":80", Empty),
             (".", Empty),
             (".:80", Empty),
+            (":", Empty),
+            (".:", Empty),
             ("user@host", UserInfo),
             ("@", UserInfo),
             ("a:b@host", UserInfo),
@@ -220,14 +223,29 @@ mod tests {
             ("[]", Brackets),
             ("::1", Port),
             ("2001:db8::1", Port),
-            ("host:", Port),
+            ("host::", Port),
             ("host:65536", Port),
             ("host:080808", Port),
+            ("host:000080", Port),
+            ("[::1]:000443", Port),
             ("host:+80", Port),
             ("host:80:80", Port),
             ("host: 80", Port),
-            ("[::1]:", Port),
+            ("[::1]::", Port),
             ("a,b", Character),
+            ("*.example.com", Character),
+            ("*", Character),
+            ("a'b", Character),
+            ("a;b", Character),
+            ("a~b", Character),
+            ("a!b", Character),
+            ("a$b", Character),
+            ("a&b", Character),
+            ("a(b)", Character),
+            ("a+b", Character),
+            ("a=b", Character),
+            ("a%41b", Character),
+            ("a%2eb", Character),
             ("a b", Character),
             (" a", Character),
             ("a\t", Character),

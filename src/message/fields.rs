@@ -1,9 +1,11 @@
-//! Fields that must not go on: connection-specific ones in both directions, and what clients may not say.
+//! Headers that must not go on: connection-specific ones in both directions, and those of a request that would change
+//! what an app takes for its own host, scheme, port, path or files.
 //!
-//! Strip first, then write: nothing that hostward writes is stripped again. Fields are edited in place,
+//! Strip first, then write: nothing that hostward writes is stripped again. Headers are edited in place,
 //! in one pass over the names; only what was found is removed.
 
 use std::collections::HashSet;
+use std::fmt;
 
 use http::header::{self, HeaderMap, HeaderName};
 
@@ -17,30 +19,113 @@ pub struct Found {
     pub te_trailers: bool,
 }
 
-/// Strips from a request what is connection-specific and what a client may not say.
-///
-/// Believed only when they come from `trusted` peers: the fields in which an Application Load Balancer
-/// tells who the user or the client certificate is.
-pub fn strip_request(fields: &mut FieldLines, trusted: bool) -> Found {
-    let mut found = Found::default();
+/// Whose request is stripped, and what may stay in it all the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender<'a> {
+    /// Whether it is a trusted proxy.
+    pub trusted: bool,
+    /// The headers that a trusted proxy may send though they are removed from everybody else.
+    pub pass: &'a [HeaderName],
+    /// The header in which a trusted proxy sends the client's address.
+    pub client_ip: Option<&'a Name>,
+}
+
+/// Why a request's header is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is connection-specific.
+    Connection,
+    /// The request's `Connection` names it.
+    Option,
+    /// Its name has a character other than letters, digits and hyphens.
+    Name,
+    /// It changes what the app takes for its own host, scheme, port, path or files.
+    Override,
+    /// hostward writes it.
+    Written,
+    /// Only a trusted proxy may send it.
+    Untrusted,
+    /// It should hold the client's address, and doesn't, or not from a trusted proxy.
+    ClientIp,
+}
+
+impl Removal {
+    /// A stable word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection_specific",
+            Self::Option => "connection_option",
+            Self::Name => "name",
+            Self::Override => "override",
+            Self::Written => "written",
+            Self::Untrusted => "untrusted",
+            Self::ClientIp => "client_ip",
+        }
+    }
+}
+
+impl fmt::Display for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connection => "it is for this connection only",
+            Self::Option => "the request's Connection header names it",
+            Self::Name => "the name has a character other than letters, digits and hyphens",
+            Self::Override => {
+                "apps take it for their own host, scheme, port, path or files; HOSTWARD_PASS_HEADERS lets it pass from trusted proxies"
+            }
+            Self::Written => "hostward writes this header itself",
+            Self::Untrusted => "only a peer in HOSTWARD_TRUSTED_PROXIES may send it",
+            Self::ClientIp => {
+                "HOSTWARD_CLIENT_IP_HEADER names it, and it is not one line with an address from a peer in HOSTWARD_TRUSTED_PROXIES"
+            }
+        })
+    }
+}
+
+/// Strips from a request what is connection-specific, what a client may not say, and what hostward writes. Calls
+/// `removed` with each header that the app doesn't get as it came, and the reason.
+pub fn strip_request(fields: &mut FieldLines, sender: Sender<'_>, mut removed: impl FnMut(&Name, Removal)) -> Found {
+    let te_trailers = fields.get_all(names::TE).any(|value| value.eq_ignore_ascii_case(b"trailers"));
+    let options = fields.get_all(names::CONNECTION).flat_map(connection_options);
     // Nearly always empty; but there may be thousands, to be looked for in each line.
-    let mut options = HashSet::new();
-    fields.retain(|name, value| match name {
-        Name::Known(known) if is_for_the_app(*known) => true,
-        Name::Known(names::CONNECTION) => {
-            options.extend(connection_options(value).filter_map(|option| Name::read(option).ok()));
-            false
-        }
-        Name::Known(names::TE) => {
-            found.te_trailers |= value.eq_ignore_ascii_case(b"trailers");
-            false
-        }
-        name => !is_to_be_stripped(name.as_str(), trusted),
+    let options: HashSet<Name> = options.filter_map(|option| Name::read(option).ok()).collect();
+    fields.retain(|name| {
+        let why = match name {
+            Name::Known(known) if is_for_the_app(*known) => return true,
+            Name::Known(names::CONNECTION | names::TE) => return false,
+            Name::Known(
+                names::X_FORWARDED_FOR | names::X_FORWARDED_PROTO | names::X_FORWARDED_PORT | names::X_REQUEST_ID,
+            ) if sender.trusted => {
+                // What it says has been read, and is written again.
+                return false;
+            }
+            name => match removal(name.as_str(), sender) {
+                None => return true,
+                Some(why) => why,
+            },
+        };
+        removed(name, why);
+        false
     });
     if !options.is_empty() {
-        fields.retain(|name, _| !options.contains(name));
+        fields.retain(|name| {
+            let stays = !options.contains(name)
+                || is_protected(name.as_str())
+                || sender.client_ip == Some(name)
+                || sender.passes(name.as_str());
+            if !stays {
+                removed(name, Removal::Option);
+            }
+            stays
+        });
     }
-    found
+    Found { te_trailers }
+}
+
+impl Sender<'_> {
+    fn passes(self, name: &str) -> bool {
+        self.trusted && self.pass.iter().any(|passed| passed.as_str() == name)
+    }
 }
 
 /// Strips from a response what is connection-specific.
@@ -53,6 +138,37 @@ pub fn strip_response(headers: &mut HeaderMap) {
         }
     }
 }
+
+/// Removes from a response the headers with which an app tells nginx, Apache or lighttpd what to do. Returns the name of a
+/// header that asks for a file instead of the response's body, which the client doesn't get without that server.
+pub fn strip_server_commands(headers: &mut HeaderMap) -> Option<&'static str> {
+    // Nearly no response has one.
+    if !headers.keys().any(|name| is_server_command(name.as_str())) {
+        return None;
+    }
+    let found: Vec<HeaderName> = headers.keys().filter(|name| is_server_command(name.as_str())).cloned().collect();
+    for name in &found {
+        headers.remove(name);
+    }
+    SENDFILE.into_iter().find(|command| found.iter().any(|name| name.as_str().eq_ignore_ascii_case(command)))
+}
+
+/// Whether a header, whose name is in lower case, is for the server in front of the app alone.
+fn is_server_command(name: &str) -> bool {
+    name.starts_with("x-")
+        && (name.starts_with("x-accel-") || SENDFILE.iter().any(|command| name.eq_ignore_ascii_case(command)))
+}
+
+/// What asks nginx, Apache, lighttpd, Litespeed and Perlbal for a file.
+const SENDFILE: [&str; 7] = [
+    "X-Accel-Redirect",
+    "X-Sendfile",
+    "X-Sendfile2",
+    "X-Lighttpd-Send-File",
+    "X-Lighttpd-Send-Tempfile",
+    "X-LiteSpeed-Location",
+    "X-Reproxy-URL",
+];
 
 /// The number of bytes that a `Content-Length` says. RFC 9110 §8.6: digits, without a sign or a list; and at most 19, as
 /// for the `h2` crate, because what overflows is another number to every reader.
@@ -93,10 +209,8 @@ pub fn is_response_framing_plain(headers: &mut HeaderMap) -> bool {
 pub fn strip_trailers(trailers: &mut HeaderMap) {
     strip_connection_options(trailers);
     let only_in_heads = [header::HOST, header::CONTENT_LENGTH, header::TE, header::AUTHORIZATION, header::COOKIE];
-    let doomed = |name: &&HeaderName| {
-        let text = name.as_str();
-        only_in_heads.contains(name) || text.starts_with("x-forwarded-") || is_to_be_stripped(text, false)
-    };
+    let anybody = Sender { trusted: false, pass: &[], client_ip: None };
+    let doomed = |name: &&HeaderName| only_in_heads.contains(name) || removal(name.as_str(), anybody).is_some();
     let doomed: Vec<HeaderName> = trailers.keys().filter(doomed).cloned().collect();
     for name in doomed {
         trailers.remove(name);
@@ -122,6 +236,7 @@ fn strip_connection_options(headers: &mut HeaderMap) {
         .iter()
         .flat_map(|line| connection_options(line.as_bytes()))
         .filter_map(|option| HeaderName::from_bytes(option).ok())
+        .filter(|name| !is_protected(name.as_str()))
         .collect();
     for name in named {
         headers.remove(name);
@@ -130,20 +245,34 @@ fn strip_connection_options(headers: &mut HeaderMap) {
 }
 
 /// What a `Connection` line names that is to be removed with it.
-fn connection_options(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    const KEPT: [&[u8]; 4] = [
-        b"",
-        // Nearly always this one, and such a field is removed in any case.
-        b"keep-alive",
-        // Whoever names these wants the app to see another message than the one that was judged.
-        b"host",
-        b"content-length",
-    ];
+pub(super) fn connection_options(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let options = line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    options.filter(|option| !KEPT.iter().any(|kept| option.eq_ignore_ascii_case(kept)))
+    // Nearly always `keep-alive`, and such a header is removed in any case.
+    options.filter(|option| !option.is_empty() && !option.eq_ignore_ascii_case(b"keep-alive"))
 }
 
-/// Whether a request's field goes on whoever has sent it, which is quicker to find out than by its text.
+/// Whether a header stays though `Connection` names it. A client that names one of these wants the app to see another
+/// request than it sent, or than a proxy on the way forwarded. RFC 9110 §7.6.1: "A sender MUST NOT
+/// send a connection option corresponding to a field that is intended for all recipients of the content."
+fn is_protected(name: &str) -> bool {
+    matches!(
+        name,
+        "host"
+            | "content-length"
+            | "cookie"
+            | "authorization"
+            | "forwarded"
+            | "via"
+            | "x-real-ip"
+            | "x-request-id"
+            | "x-request-start"
+            | "traceparent"
+            | "tracestate"
+    ) || name.starts_with("x-forwarded-")
+        || name.starts_with("x-amzn-")
+}
+
+/// Whether a request's header passes from every sender, which is quicker to find out than by its text.
 fn is_for_the_app(name: Known) -> bool {
     !matches!(
         name,
@@ -154,39 +283,111 @@ fn is_for_the_app(name: Known) -> bool {
             | names::TE
             | names::TRANSFER_ENCODING
             | names::UPGRADE
+            | names::X_FORWARDED_FOR
             | names::X_FORWARDED_HOST
+            | names::X_FORWARDED_PORT
+            | names::X_FORWARDED_PROTO
+            | names::X_REAL_IP
+            | names::X_REQUEST_ID
+            | names::X_REQUEST_START
     )
 }
 
-/// Whether a request's field of this name, which is in lower case, must not go on. By length first: this runs for
-/// many fields of every request.
-fn is_to_be_stripped(name: &str, trusted: bool) -> bool {
-    let strip = match name.len() {
-        5 => name == "proxy",
-        6 => matches!(name, "expect" | "x-host"),
-        7 => name == "upgrade",
-        8 => name == "x-scheme",
-        9 => name == "forwarded",
-        10 => name == "keep-alive",
-        13 => name == "x-rewrite-url",
-        14 => matches!(name, "http2-settings" | "x-original-url"),
-        15 => matches!(name, "x-forwarded-ssl" | "x-original-host" | "front-end-https"),
-        16 => matches!(name, "proxy-connection" | "x-forwarded-host"),
-        17 => name == "transfer-encoding",
-        18 => matches!(name, "x-forwarded-server" | "x-forwarded-scheme"),
-        20 => name == "x-forwarded-protocol",
-        _ => false,
-    };
-    strip
-        // WSGI makes `X_Forwarded_For` and `X-Forwarded-For` one variable; nginx drops such names too.
-        || has_underscore(name)
-        || (!trusted && name.starts_with("x-amzn-") && ALB_ONLY.iter().any(|prefix| name.starts_with(prefix)))
+/// Why a request's header of this name, which is in lower case, must not go on.
+fn removal(name: &str, sender: Sender<'_>) -> Option<Removal> {
+    if !is_plain_name(name) {
+        // WSGI and CGI make `X_Forwarded_For` and `X-Forwarded-For` one variable, and PHP `X.Forwarded.For` too. nginx
+        // drops such names as well.
+        return Some(Removal::Name);
+    }
+    if is_written(name) {
+        return Some(Removal::Written);
+    }
+    if is_connection_specific(name) {
+        return Some(Removal::Connection);
+    }
+    if is_override(name) {
+        return (!sender.passes(name)).then_some(Removal::Override);
+    }
+    let untrusted =
+        !sender.trusted && name.starts_with("x-amzn-") && ALB_ONLY.iter().any(|prefix| name.starts_with(prefix));
+    untrusted.then_some(Removal::Untrusted)
 }
 
-/// Without a branch a byte, which is quicker than a search: names are short, and nearly none has one.
-fn has_underscore(name: &str) -> bool {
-    name.bytes().filter(|byte| *byte == b'_').count() > 0
+/// Whether a header's name, in lower case, has nothing but letters, digits and hyphens. Without a branch a byte, which is
+/// quicker than a search: names are short, and nearly all are plain.
+pub fn is_plain_name(name: &str) -> bool {
+    name.bytes().filter(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')).count() == 0
 }
+
+/// Whether hostward always writes this request header itself. `X-Queue-Start` is another name for
+/// `X-Request-Start`.
+pub fn is_written(name: &str) -> bool {
+    match name.len() {
+        9 => name == "x-real-ip",
+        12 => name == "x-request-id",
+        13 => name == "x-queue-start",
+        15 => matches!(name, "x-forwarded-for" | "x-request-start"),
+        16 => matches!(name, "x-forwarded-host" | "x-forwarded-port"),
+        17 => name == "x-forwarded-proto",
+        _ => false,
+    }
+}
+
+/// Whether a request's header is for one connection only, or for the recipient of the request alone.
+pub fn is_connection_specific(name: &str) -> bool {
+    match name.len() {
+        2 => name == "te",
+        6 => name == "expect",
+        7 => name == "upgrade",
+        10 => matches!(name, "connection" | "keep-alive"),
+        14 => name == "http2-settings",
+        16 => name == "proxy-connection",
+        17 => name == "transfer-encoding",
+        _ => false,
+    }
+}
+
+/// Whether a framework, or a server that apps run on, takes this request header for its own host, scheme, port or path,
+/// or for where its files are. Load balancers neither write nor remove most of these, so that clients can send them
+/// through. By length first: this runs for many headers of every request.
+pub fn is_override(name: &str) -> bool {
+    // All of the family: `-Prefix`, `-Path`, `-Uri`, `-User`, `-Ssl`, `-Scheme`, `-Server`, `-By` …
+    if name.starts_with("x-forwarded") {
+        return !is_written(name) && matches!(name.as_bytes().get(X_FORWARDED.len()), None | Some(b'-'));
+    }
+    match name.len() {
+        5 => name == "proxy",
+        6 => name == "x-host",
+        7 => name == "x-proto",
+        8 => name == "x-scheme",
+        9 => matches!(name, "forwarded" | "x-arr-ssl"),
+        10 => name == "cf-visitor",
+        11 => matches!(name, "x-proxyhost" | "x-proxyport"),
+        12 => matches!(name, "x-url-scheme" | "wl-proxy-ssl" | "proxy-ssl-id"),
+        13 => matches!(name, "x-rewrite-url" | "x-script-name" | "x-proxyscheme" | "https-from-lb" | "ssl-offloaded"),
+        14 => matches!(name, "x-original-url" | "x-original-uri" | "x-ingress-path"),
+        15 => matches!(
+            name,
+            "x-original-host"
+                | "x-original-path"
+                | "x-original-port"
+                | "front-end-https"
+                | "x-sendfile-type"
+                | "x-accel-mapping"
+                | "x-proxied-https"
+                | "proxy-auth-cert"
+        ),
+        16 => name == "x-original-proto",
+        17 => matches!(name, "x-original-scheme" | "x-original-method" | "x-original-prefix"),
+        18 => name == "x-proxycontextpath",
+        20 => name == "x-http-host-override",
+        26 => name == "cloudfront-forwarded-proto",
+        _ => false,
+    }
+}
+
+const X_FORWARDED: &str = "x-forwarded";
 
 /// What an Application Load Balancer writes about the user, the client certificate and the TLS connection.
 const ALB_ONLY: [&str; 3] = ["x-amzn-oidc-", "x-amzn-mtls-", "x-amzn-tls-"];
@@ -218,6 +419,14 @@ mod tests {
         map(lines).into()
     }
 
+    fn sender(trusted: bool) -> Sender<'static> {
+        Sender { trusted, pass: &[], client_ip: None }
+    }
+
+    fn strip(fields: &mut FieldLines, trusted: bool) -> Found {
+        strip_request(fields, sender(trusted), |_, _| {})
+    }
+
     fn left(fields: &FieldLines) -> Vec<&str> {
         let mut names: Vec<_> = fields.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
@@ -242,7 +451,7 @@ mod tests {
             ("Keep-Alive", "timeout=5"),
             ("Proxy-Connection", "keep-alive"),
         ]);
-        strip_request(&mut fields, true);
+        strip(&mut fields, true);
         assert_eq!(left(&fields), ["x-four"]);
     }
 
@@ -254,20 +463,76 @@ mod tests {
         sent.extend(names.iter().map(|name| (name.as_str(), String::new())));
         let sent: Vec<_> = sent.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let mut fields = lines(&sent);
-        strip_request(&mut fields, true);
+        strip(&mut fields, true);
         assert_eq!(fields.len(), 49);
     }
 
     #[test]
-    fn a_connection_option_can_not_remove_the_host_or_the_length() {
-        let mut fields = lines(&[
-            ("Connection", "host, content-length, cookie"),
-            ("Host", "a"),
-            ("Content-Length", "1"),
-            ("Cookie", "c"),
-        ]);
-        strip_request(&mut fields, true);
-        assert_eq!(left(&fields), ["content-length", "host"]);
+    fn a_connection_option_can_not_remove_what_every_recipient_needs() {
+        let protected = ["host", "content-length", "cookie", "authorization", "via", "traceparent", "x-amzn-trace-id"];
+        let options = [&protected[..], &["x-passed", "cf-connecting-ip", "x-hop"]].concat().join(", ");
+        let mut sent =
+            vec![("Connection", options.as_str()), ("X-Passed", "1"), ("CF-Connecting-IP", "1"), ("X-Hop", "1")];
+        sent.extend(protected.map(|name| (name, "1")));
+        let mut fields = lines(&sent);
+        let client_ip = Name::read(b"cf-connecting-ip").unwrap();
+        let pass = [HeaderName::from_static("x-passed")];
+        strip_request(&mut fields, Sender { trusted: true, pass: &pass, client_ip: Some(&client_ip) }, |_, _| {});
+        let mut expected = [&protected[..], &["x-passed", "cf-connecting-ip"]].concat();
+        expected.sort_unstable();
+        assert_eq!(left(&fields), expected);
+        let mut trailers = map(&[("Connection", "x-amzn-a, x-b"), ("X-Amzn-A", "1"), ("X-B", "1")]);
+        strip_trailers(&mut trailers);
+        assert_eq!(names(&trailers), ["x-amzn-a"]);
+    }
+
+    #[test]
+    fn a_name_has_letters_digits_and_hyphens() {
+        for name in [
+            "X.Forwarded.For",
+            "X_Forwarded_For",
+            "x!a",
+            "x#",
+            "$wssn",
+            "x%",
+            "x&",
+            "'",
+            "x*",
+            "x+",
+            "x^",
+            "`",
+            "|",
+            "~",
+        ] {
+            for trusted in [true, false] {
+                let mut fields = lines(&[(name, "1"), ("X-Plain-9", "1")]);
+                let mut why = Vec::new();
+                strip_request(&mut fields, sender(trusted), |name, reason| {
+                    why.push((name.as_str().to_owned(), reason));
+                });
+                assert_eq!(left(&fields), ["x-plain-9"], "{name}");
+                assert_eq!(why, [(name.to_ascii_lowercase(), Removal::Name)]);
+            }
+            let mut trailers = map(&[(name, "1"), ("X-Plain-9", "1")]);
+            strip_trailers(&mut trailers);
+            assert_eq!(names(&trailers), ["x-plain-9"]);
+        }
+    }
+
+    #[test]
+    fn a_named_override_passes_from_trusted_peers_alone() {
+        let pass = [HeaderName::from_static("x-forwarded-user"), header::FORWARDED];
+        let sent =
+            lines(&[("X-Forwarded-User", "u"), ("Forwarded", "for=a"), ("X-Forwarded-Prefix", "/e"), ("X-User_", "u")]);
+        let left_of = |trusted| {
+            let mut fields = sent.clone();
+            strip_request(&mut fields, Sender { trusted, pass: &pass, client_ip: None }, |_, _| {});
+            fields.iter().map(|(name, _)| name.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        let mut passed = left_of(true);
+        passed.sort_unstable();
+        assert_eq!(passed, ["forwarded", "x-forwarded-user"]);
+        assert!(left_of(false).is_empty());
     }
 
     #[test]
@@ -293,11 +558,25 @@ mod tests {
             ("Transfer-Encoding", "chunked"),
             ("Expect", "100-continue"),
             ("Accept", "*/*"),
+            ("X-Forwarded", "for=e"),
+            ("X-Forwarded-Prefix", "//evil"),
+            ("X-Forwarded-Anything", "e"),
+            ("X-HTTP-Host-Override", "e"),
+            ("X-Script-Name", "/e"),
+            ("X-Accel-Mapping", "/e=/e"),
+            ("X-ProxyContextPath", "/e"),
+            ("Content-Type", "a/b"),
             ("X-Amzn-Trace-Id", "Root=1-2-3"),
             ("X-Forwarded-For", "1.2.3.4"),
+            ("X-Real-IP", "1.2.3.4"),
+            ("X-Request-Start", "t=1"),
+            ("X-Queue-Start", "t=1"),
+            ("X-HTTP-Method-Override", "PUT"),
+            ("X-Forwardedness", "1"),
         ]);
-        strip_request(&mut fields, true);
-        assert_eq!(left(&fields), ["accept", "x-amzn-trace-id", "x-forwarded-for"]);
+        strip(&mut fields, true);
+        let kept = ["accept", "content-type", "x-amzn-trace-id", "x-forwardedness", "x-http-method-override"];
+        assert_eq!(left(&fields), kept);
     }
 
     #[test]
@@ -309,25 +588,25 @@ mod tests {
             ("x-amzn-trace-id", "t"),
         ];
         let mut fields = lines(&sent);
-        strip_request(&mut fields, true);
+        strip(&mut fields, true);
         assert_eq!(fields.len(), 4);
-        strip_request(&mut fields, false);
+        strip(&mut fields, false);
         assert_eq!(left(&fields), ["x-amzn-trace-id"]);
     }
 
     #[test]
     fn te_is_stripped_and_trailers_remembered() {
         let mut fields = lines(&[("TE", "trailers"), ("Connection", "te")]);
-        assert!(strip_request(&mut fields, true).te_trailers);
+        assert!(strip(&mut fields, true).te_trailers);
         assert!(fields.is_empty());
-        assert!(!strip_request(&mut lines(&[("TE", "gzip")]), true).te_trailers);
+        assert!(!strip(&mut lines(&[("TE", "gzip")]), true).te_trailers);
     }
 
     #[test]
     fn of_the_known_names_those_are_for_the_app_that_are_never_stripped() {
         for name in names::all() {
             let specific = [names::CONNECTION, names::TE].contains(&name);
-            let stripped = specific || is_to_be_stripped(name.as_str(), false);
+            let stripped = specific || removal(name.as_str(), sender(false)).is_some();
             assert_eq!(is_for_the_app(name), !stripped, "{}", name.as_str());
         }
     }
@@ -344,6 +623,27 @@ mod tests {
         ]);
         strip_response(&mut headers);
         assert_eq!(names(&headers), ["set-cookie", "trailer"]);
+    }
+
+    #[test]
+    fn commands_to_another_server_are_removed_and_those_for_files_are_found() {
+        for (name, found) in [
+            ("X-Accel-Redirect", Some("X-Accel-Redirect")),
+            ("x-sendfile", Some("X-Sendfile")),
+            ("X-SENDFILE2", Some("X-Sendfile2")),
+            ("X-LIGHTTPD-send-file", Some("X-Lighttpd-Send-File")),
+            ("X-Reproxy-Url", Some("X-Reproxy-URL")),
+            ("X-Accel-Buffering", None),
+            ("X-Accel-Expires", None),
+            ("X-Accel-Anything", None),
+        ] {
+            let mut headers = map(&[("X-Accelerate", "1"), (name, "/internal"), ("X-Sendfiles", "1"), (name, "/more")]);
+            assert_eq!(strip_server_commands(&mut headers), found, "{name}");
+            assert_eq!(names(&headers), ["x-accelerate", "x-sendfiles"], "{name}");
+        }
+        let both = &mut map(&[("X-Accel-Buffering", "no"), ("X-Sendfile", "/a"), ("Via", "1.1 a")]);
+        assert_eq!(strip_server_commands(both), Some("X-Sendfile"));
+        assert_eq!(names(both), ["via"]);
     }
 
     #[test]

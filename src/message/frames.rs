@@ -11,6 +11,9 @@ pub struct Meter {
     left: usize,
     /// Whether a header block has begun and not ended.
     in_head: bool,
+    /// The last stream that was opened, and whether the current header block is another one of an open stream.
+    last_stream: u32,
+    in_trailers: bool,
 }
 
 /// What frames cost.
@@ -20,6 +23,8 @@ pub struct Cost {
     pub updates: u64,
     /// Everything else.
     pub other: u64,
+    /// Bytes of trailer sections, encoded.
+    pub trailers: usize,
 }
 
 impl Meter {
@@ -51,13 +56,23 @@ impl Meter {
     }
 
     fn begin(&mut self, cost: &mut Cost) {
-        let [a, b, c, kind, flags, ..] = self.header;
+        let [a, b, c, kind, flags, stream @ ..] = self.header;
         self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         cost.other += match kind {
             DATA if self.left == 0 && flags & END_STREAM == 0 => COSTLY,
             DATA => 0,
             HEADERS | CONTINUATION => {
                 self.in_head = flags & END_HEADERS == 0;
+                if kind == HEADERS {
+                    // RFC 9113 §5.1.1: the identifier of a new stream "MUST be numerically greater than all streams that
+                    // the initiating endpoint has opened".
+                    let stream = u32::from_be_bytes(stream);
+                    self.in_trailers = stream <= self.last_stream;
+                    self.last_stream = self.last_stream.max(stream);
+                }
+                if self.in_trailers {
+                    cost.trailers += self.left;
+                }
                 u64::from(kind == CONTINUATION)
             }
             WINDOW_UPDATE => {
@@ -116,6 +131,23 @@ mod tests {
             assert_eq!((updates, other), (1, 4 * COSTLY + 1), "cut after {size}");
             assert!(!meter.is_in_head());
         }
+    }
+
+    #[test]
+    fn a_second_header_block_of_a_stream_is_a_trailer_section() {
+        let on = |stream: u8, mut frame: Vec<u8>| {
+            frame[8] = stream;
+            frame
+        };
+        let mut meter = Meter::default();
+        let mut trailers =
+            |stream, kind, payload: &[u8]| meter.feed(&on(stream, frame(kind, END_HEADERS, payload))).trailers;
+        assert_eq!(trailers(1, HEADERS, b"abc"), 0);
+        assert_eq!(trailers(3, HEADERS, b"abc"), 0);
+        assert_eq!(trailers(1, HEADERS, b"abcd"), 4);
+        assert_eq!(trailers(1, CONTINUATION, b"ab"), 2);
+        assert_eq!(trailers(5, HEADERS, b"abc"), 0);
+        assert_eq!(trailers(5, CONTINUATION, b"abc"), 0);
     }
 
     #[test]

@@ -2,15 +2,16 @@
 //!
 //! [`RequestFraming`] looks at the raw bytes of a connection and lets exactly one request at a time through
 //! to hyper. It refuses whatever two readers could delimit differently (RFC 9112 §2.2, §6, §7.1, §11.2):
-//! a bare LF, a length twice, `Content-Length` beside `Transfer-Encoding`, any coding but one final
+//! a bare LF, a folded line, a length twice, `Content-Length` with `Transfer-Encoding`, any coding but one final
 //! `chunked`, a sloppy chunk. It leaves to hyper (httparse) what it does well: methods, tokens, field
-//! values, bare CR and NUL, and the folding of lines, all refused there.
+//! values, bare CR and NUL, all refused there.
 
 use http::{HeaderName, HeaderValue};
-use memchr::memchr;
+use memchr::{memchr, memmem};
 
 use crate::error::Failure;
 use crate::message::fields::content_length;
+use crate::message::head::MAX_FIELDS;
 
 /// What is known of the request that is being read.
 #[derive(Debug)]
@@ -19,13 +20,28 @@ pub struct RequestFraming {
     /// Bytes of the head so far, and of the trailer section, which is bounded alike.
     head: usize,
     max_head: usize,
+    /// Header lines, or lines of the trailer section.
+    lines: usize,
     length: Option<u64>,
-    chunked: bool,
+    /// What the `Transfer-Encoding` line says.
+    coding: Option<Coding>,
     http10: bool,
+    /// Whether the last request line asks for the server as a whole, by an absolute form.
+    asterisk: bool,
     /// Empty lines before the request line.
     empty: usize,
     /// The beginning of a line whose end has not been read yet.
     line: Vec<u8>,
+}
+
+/// The transfer codings of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Coding {
+    Chunked,
+    /// Others, and a final `chunked`.
+    Unknown,
+    /// The body's end can't be found.
+    Faulty,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +67,11 @@ impl RequestFraming {
             state: State::Start,
             head: 0,
             max_head,
+            lines: 0,
             length: None,
-            chunked: false,
+            coding: None,
             http10: false,
+            asterisk: false,
             empty: 0,
             line: Vec::new(),
         }
@@ -115,9 +133,24 @@ impl RequestFraming {
         self.is_between_requests() && self.empty == 0
     }
 
+    /// Bytes of the head, or of the trailer section, that have been read.
+    pub fn head(&self) -> usize {
+        self.head + self.line.len()
+    }
+
+    /// Lines of the head, or of the trailer section, that have been read.
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+
     /// Whether a head has begun and is not complete.
     pub fn is_in_head(&self) -> bool {
         matches!(self.state, State::Start | State::Fields) && self.head > 0
+    }
+
+    /// Whether the request that was read last is an `OPTIONS` for the server as a whole, by an absolute form.
+    pub fn is_asterisk(&self) -> bool {
+        self.asterisk
     }
 
     /// Keeps the beginning of a line, as long as it can still become a good one.
@@ -170,7 +203,7 @@ impl RequestFraming {
             }
             State::ChunkSize => match chunk_size(line)? {
                 0 => {
-                    self.head = 0;
+                    (self.head, self.lines) = (0, 0);
                     self.state = State::Trailers;
                 }
                 size => self.state = State::ChunkData(size),
@@ -186,6 +219,10 @@ impl RequestFraming {
                 if line.is_empty() {
                     self.reset();
                     return Ok(true);
+                }
+                self.lines += 1;
+                if self.lines > MAX_TRAILERS {
+                    return Err(Failure::Malformed("too many trailer lines"));
                 }
                 // hyper would end the connection over a bad one without a word.
                 if !is_field_line(line) {
@@ -211,11 +248,19 @@ impl RequestFraming {
             return Err(Failure::Malformed("a fragment in the request target"));
         }
         self.http10 = line.ends_with(b" HTTP/1.0");
+        self.asterisk = line.strip_prefix(b"OPTIONS ").is_some_and(is_server);
         Ok(())
     }
 
     fn field_line(&mut self, line: &[u8]) -> Result<(), Failure> {
+        self.lines += 1;
+        if self.lines > MAX_FIELDS {
+            return Err(Failure::TooManyHeaders);
+        }
         match line[0] {
+            // RFC 9112 §5.2: "A server that receives an obs-fold in a request message […] MUST either reject the message
+            // by sending a 400 (Bad Request) […] or replace".
+            b' ' | b'\t' => return Err(Failure::Malformed("a folded header line")),
             b'c' | b'C' => {
                 if let Some(value) = value_of(line, b"content-length:") {
                     let length = content_length(value).ok_or(Failure::Malformed("Content-Length is not a number"))?;
@@ -225,14 +270,10 @@ impl RequestFraming {
                 }
             }
             b't' | b'T' => {
-                if let Some(value) = value_of(line, b"transfer-encoding:") {
-                    if self.chunked {
-                        return Err(Failure::Malformed("Transfer-Encoding twice"));
-                    }
-                    if !value.eq_ignore_ascii_case(b"chunked") {
-                        return Err(Failure::UnknownCoding);
-                    }
-                    self.chunked = true;
+                if let Some(value) = value_of(line, b"transfer-encoding:")
+                    && self.coding.replace(coding(value)).is_some()
+                {
+                    return Err(Failure::Malformed("two Transfer-Encoding lines"));
                 }
             }
             _ => {}
@@ -241,16 +282,24 @@ impl RequestFraming {
     }
 
     fn head_end(&mut self) -> Result<bool, Failure> {
-        if self.chunked {
+        if let Some(coding) = self.coding {
             // RFC 9112 §6.3: "ought to be handled as an error".
             if self.length.is_some() {
-                return Err(Failure::Malformed("Content-Length beside Transfer-Encoding"));
+                return Err(Failure::Malformed("Content-Length and Transfer-Encoding"));
             }
             // RFC 9112 §6.1: "MUST treat the message as if the framing is faulty".
             if self.http10 {
                 return Err(Failure::Malformed("Transfer-Encoding in an HTTP/1.0 request"));
             }
-            self.state = State::ChunkSize;
+            match coding {
+                Coding::Chunked => self.state = State::ChunkSize,
+                // RFC 9112 §6.1: "A server that receives a request message with a transfer coding it does not
+                // understand SHOULD respond with 501 (Not Implemented)."
+                Coding::Unknown => return Err(Failure::UnknownCoding),
+                // RFC 9112 §6.3: "the server MUST respond with the 400 (Bad Request) status code and then close the
+                // connection."
+                Coding::Faulty => return Err(Failure::Malformed("Transfer-Encoding without one final chunked")),
+            }
             return Ok(false);
         }
         if let Some(length @ 1..) = self.length {
@@ -276,12 +325,12 @@ impl RequestFraming {
 
     /// Forgets what has been read: a request begins.
     pub fn reset(&mut self) {
-        self.line.clear();
+        self.line = Vec::new();
         self.state = State::Start;
-        self.head = 0;
+        (self.head, self.lines) = (0, 0);
         self.empty = 0;
         self.length = None;
-        self.chunked = false;
+        self.coding = None;
         self.http10 = false;
     }
 }
@@ -295,6 +344,28 @@ fn count(remaining: u64, available: usize) -> usize {
 fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     start.eq_ignore_ascii_case(name).then(|| trim_ows(value))
+}
+
+/// RFC 9112 §3.2.4: whether what stands behind `OPTIONS` is an absolute form with "an empty path and no query component".
+fn is_server(target: &[u8]) -> bool {
+    let target = memchr(b' ', target).map_or(target, |space| &target[..space]);
+    let authority = memmem::find(target, b"://").map(|at| &target[at + 3..]);
+    authority.is_some_and(|authority| !authority.iter().any(|byte| matches!(byte, b'/' | b'?')))
+}
+
+/// What a `Transfer-Encoding` says. Empty list elements, which RFC 9110 §5.6.1 has a recipient ignore, are faulty here: to
+/// some readers `chunked,` does not end with `chunked`.
+fn coding(value: &[u8]) -> Coding {
+    if value.eq_ignore_ascii_case(b"chunked") {
+        return Coding::Chunked;
+    }
+    let mut codings = value.rsplit(|byte| *byte == b',').map(trim_ows);
+    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    let is_other = |coding: &[u8]| {
+        let name = coding.split(|byte| *byte == b';').next().map(trim_ows);
+        !is_chunked(coding) && name.is_some_and(|name| HeaderName::from_bytes(name).is_ok())
+    };
+    if codings.next().is_some_and(is_chunked) && codings.all(is_other) { Coding::Unknown } else { Coding::Faulty }
 }
 
 /// RFC 9112 §5: `field-line = field-name ":" OWS field-value OWS`.
@@ -334,6 +405,8 @@ fn chunk_size(line: &[u8]) -> Result<u64, Failure> {
     Ok(size.iter().fold(0, |sum, b| sum * 16 + u64::from(digit(*b))))
 }
 
+/// Lines of a trailer section: gRPC sends three.
+pub const MAX_TRAILERS: usize = 100;
 /// Some old clients send one after a body (RFC 9112 §2.2).
 const MAX_EMPTY_LINES: usize = 8;
 /// Bytes. Nobody sends chunk extensions; what is longer is an attack.
@@ -414,6 +487,10 @@ mod tests {
             "POST / HTTP/1.1\r\nTransfer-Encoding: \x0bchunked\r\n\r\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding:\r\n\r\n",
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n",
+            "GET / HTTP/1.1\r\nX: a\r\n b\r\n\r\n",
+            "GET / HTTP/1.1\r\n\tX: a\r\n\r\n",
         ] {
             assert!(feed(head.as_bytes()).is_err(), "{head:?}");
         }
@@ -448,6 +525,79 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_one_final_chunked_is_faulty_and_other_codings_before_it_are_unknown() {
+        let head = |lines: &str| feed(format!("POST / HTTP/1.1\r\n{lines}\r\n").as_bytes());
+        for coding in ["gzip, chunked", "GZIP;q=1,chunked", "identity, chunked", "a, b ,\tChunked"] {
+            assert_eq!(head(&format!("Transfer-Encoding: {coding}\r\n")), Err(Failure::UnknownCoding), "{coding}");
+        }
+        let faulty = Err(Failure::Malformed("Transfer-Encoding without one final chunked"));
+        for coding in [
+            "",
+            ",",
+            "chunked, gzip",
+            "gzip",
+            "identity",
+            "chunked, chunked",
+            "chunked, gzip, chunked",
+            "chunked,",
+            ",chunked",
+            "gzip,,chunked",
+            "gzip, chunked,",
+            "xchunked",
+            "chunkedx",
+            "chunked;a=b",
+            "\"chunked\"",
+            "chunked chunked",
+            "g zip, chunked",
+            "\"gzip\", chunked",
+            "\x0bchunked",
+        ] {
+            assert_eq!(head(&format!("Transfer-Encoding: {coding}\r\n")), faulty, "{coding}");
+        }
+        for lines in [
+            "chunked\r\nTransfer-Encoding: chunked",
+            "gzip\r\nTransfer-Encoding: chunked",
+            "chunked\r\ntransfer-encoding:",
+        ] {
+            let twice = Err(Failure::Malformed("two Transfer-Encoding lines"));
+            assert_eq!(head(&format!("Transfer-Encoding: {lines}\r\n")), twice, "{lines}");
+        }
+        for lines in ["chunked\r\n , gzip", "gzip,\r\n chunked", "\r\n chunked", "\r\n\tchunked", "gzip, chunked\r\n x"]
+        {
+            let folded = Err(Failure::Malformed("a folded header line"));
+            assert_eq!(head(&format!("Transfer-Encoding: {lines}\r\n")), folded, "{lines}");
+        }
+    }
+
+    #[test]
+    fn chunk_sizes_are_hexadecimal_in_either_case_and_trailers_may_be_empty() {
+        for (size, length) in [("f", 15), ("F", 15), ("1f", 31), ("fF", 255), ("A", 10)] {
+            let request = format!(
+                "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\n{}\r\n0\r\nT:\r\nU: \r\n\r\n",
+                "x".repeat(length)
+            );
+            assert_eq!(feed(format!("{request}GET").as_bytes()), Ok(request.len()), "{size}");
+        }
+    }
+
+    #[test]
+    fn trailer_lines_are_counted() {
+        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n";
+        let request = |lines: usize| format!("{chunked}{}\r\n", "T: v\r\n".repeat(lines));
+        assert!(feed(request(MAX_TRAILERS).as_bytes()).is_ok());
+        let too_many = Err(Failure::Malformed("too many trailer lines"));
+        assert_eq!(feed(request(MAX_TRAILERS + 1).as_bytes()), too_many);
+    }
+
+    #[test]
+    fn header_lines_are_counted() {
+        let mut framing = RequestFraming::new(64 * 1024);
+        let head = |lines: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(lines));
+        assert!(framing.feed(head(MAX_FIELDS).as_bytes()).is_ok());
+        assert_eq!(framing.feed(head(MAX_FIELDS + 1).as_bytes()), Err(Failure::TooManyHeaders));
+    }
+
+    #[test]
     fn heads_trailers_and_chunk_lines_are_bounded() {
         let long = "a".repeat(1024);
         assert_eq!(feed(format!("GET /{long} HTTP/1.1\r\n\r\n").as_bytes()), Err(Failure::HeadTooLarge));
@@ -457,6 +607,22 @@ mod tests {
         assert_eq!(feed(format!("{chunked}0\r\nA: {long}\r\n\r\n").as_bytes()), Err(Failure::HeadTooLarge));
         assert!(feed(format!("{chunked}5;{long}\r\n").as_bytes()).is_err());
         assert!(feed(format!("{chunked}5;{long}").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_head_may_have_a_thousand_header_lines() {
+        let with = |count: usize| {
+            let bytes = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(count));
+            let mut framing = RequestFraming::new(64 * 1024);
+            // Twice, and in two parts: each request has its own.
+            framing.feed(bytes.as_bytes())?;
+            let (first, rest) = bytes.as_bytes().split_at(bytes.len() / 2);
+            framing.feed(first).and_then(|_| framing.feed(rest)).map(|_| framing.is_between_requests())
+        };
+        assert_eq!((with(999), with(MAX_FIELDS)), (Ok(true), Ok(true)));
+        for count in [MAX_FIELDS + 1, MAX_FIELDS + 2, 5000] {
+            assert_eq!(with(count), Err(Failure::TooManyHeaders), "{count}");
+        }
     }
 
     #[test]

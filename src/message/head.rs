@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version, request};
 
 use crate::message::lines::FieldLines;
@@ -39,8 +40,17 @@ impl RequestHead {
     }
 }
 
-/// Field lines of one head, as many as hyper takes.
-pub const MAX_FIELDS: usize = 100;
+/// An absolute form with the path `*`: RFC 9112 §3.2.4. The `http` crate has `/` where no path was sent.
+pub fn asterisk_form(target: Uri) -> Uri {
+    let mut parts = target.into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static("*"));
+    Uri::from_parts(parts).unwrap_or_default()
+}
+
+/// Header lines of one head, either way.
+pub const MAX_FIELDS: usize = 1000;
+/// Header lines of nearly every head: as many as hyper takes unless it is asked for more, and as fit the stack.
+pub const FEW_FIELDS: usize = 100;
 
 /// Puts the lines of a response that httparse has found in `head` into a map, with their values where they are. `None` when one of them
 /// is no field line, or `pass` says no.
@@ -61,6 +71,7 @@ pub fn read_fields(
 }
 
 /// Writes a field line.
+#[inline]
 pub fn write_field(text: &mut Vec<u8>, name: &str, value: &[u8]) {
     text.reserve(name.len() + value.len() + ": \r\n".len());
     text.extend_from_slice(name.as_bytes());
@@ -69,5 +80,13 @@ pub fn write_field(text: &mut Vec<u8>, name: &str, value: &[u8]) {
     text.extend_from_slice(b"\r\n");
 }
 
+/// Bytes of memory that a message takes with these headers: as they are, and as they are written to the other side.
+pub fn memory(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().map(|(name, value)| HEADER_LINE + 3 * (name.as_str().len() + value.len()));
+    lines.sum()
+}
+
 /// Fields that hostward may add.
 const ADDED: usize = 8;
+/// Bytes of memory that a header line takes besides its text.
+pub const HEADER_LINE: usize = 200;

@@ -4,6 +4,8 @@
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
+use crate::message::fields::connection_options;
+
 /// Where an interim response at the start of `bytes` ends, if one stands there whole. `101` is final for us:
 /// it ends HTTP on the connection.
 pub fn find(bytes: &[u8]) -> Found {
@@ -41,8 +43,12 @@ pub fn rewrite(head: &[u8]) -> Option<Vec<u8>> {
     }
     let code = response.code.filter(|code| *code != 100)?;
     let mut out = format!("HTTP/1.1 {code} {}\r\n", response.reason.unwrap_or_default()).into_bytes();
+    let connection = response.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection"));
+    let options: Vec<&[u8]> = connection.flat_map(|field| connection_options(field.value)).collect();
     for field in response.headers.iter() {
-        if !DROPPED.iter().any(|name| field.name.eq_ignore_ascii_case(name)) {
+        let is_dropped = DROPPED.iter().any(|name| field.name.eq_ignore_ascii_case(name))
+            || options.iter().any(|option| option.eq_ignore_ascii_case(field.name.as_bytes()));
+        if !is_dropped {
             out.extend_from_slice(field.name.as_bytes());
             out.extend_from_slice(b": ");
             out.extend_from_slice(field.value);
@@ -123,6 +129,15 @@ mod tests {
         let hints = take(&mut queue).unwrap();
         assert_eq!((hints.status().as_u16(), &hints.headers()["link"]), (103, &HeaderValue::from_static("</a>")));
         assert!(take(&mut queue).is_none() && queue.is_empty());
+    }
+
+    #[test]
+    fn hop_by_hop_headers_and_those_that_connection_names_are_removed() {
+        let hints = b"HTTP/1.1 103 Early Hints\r\nX-Foo: 1\r\nConnection: keep-alive, x-foo\r\nconnection:\tX-BAR ,, link-x\r\n\
+            x-bar: 2\r\nKeep-Alive: timeout=5\r\nProxy-Connection: close\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\
+            Upgrade: h2c\r\nLink: </a>\r\nX-Foo: 3\r\nX-Food: 4\r\n\r\n";
+        let kept = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nX-Food: 4\r\n\r\n";
+        assert_eq!(String::from_utf8(rewrite(hints).unwrap()), String::from_utf8(kept.to_vec()));
     }
 
     #[test]

@@ -28,6 +28,8 @@ enum Value {
     Read { at: usize, length: usize },
     /// It was written, or somebody else has read it.
     Written(HeaderValue),
+    /// It was written, and is so short that it needs no memory of its own.
+    Short { text: [u8; SHORT], length: u8 },
 }
 
 impl FieldLines {
@@ -98,10 +100,27 @@ impl FieldLines {
 
     /// Makes this the only line with this name.
     pub fn insert(&mut self, name: Known, value: HeaderValue) {
-        let value = Value::Written(value);
-        if !self.contains(name) {
-            return self.push(Name::Known(name), value);
+        self.insert_value(name, Value::Written(value));
+    }
+
+    /// The same with a value of at most [`SHORT`] bytes, which are to be visible ASCII: a longer one is cut.
+    pub fn insert_short(&mut self, name: Known, value: &[u8]) {
+        let mut text = [0; SHORT];
+        let length = value.len().min(SHORT);
+        text[..length].copy_from_slice(&value[..length]);
+        self.insert_value(name, Value::Short { text, length: u8::try_from(length).unwrap_or_default() });
+    }
+
+    #[inline]
+    fn insert_value(&mut self, name: Known, value: Value) {
+        if self.contains(name) {
+            self.replace(name, value);
+        } else {
+            self.push(Name::Known(name), value);
         }
+    }
+
+    fn replace(&mut self, name: Known, value: Value) {
         let mut found = self.lines.iter_mut().filter(|line| line.is(name));
         let first = found.next().map(|line| line.value = value);
         if first.is_some() && found.next().is_some() {
@@ -126,13 +145,12 @@ impl FieldLines {
         }
     }
 
-    /// Keeps only the lines of which `keep` says so.
-    pub fn retain(&mut self, mut keep: impl FnMut(&Name, &[u8]) -> bool) {
-        let Self { head, lines, known } = self;
-        let before = lines.len();
-        lines.retain(|line| keep(&line.name, text(head, &line.value)));
-        if lines.len() < before {
-            *known = lines.iter().map(Line::bit).fold(0, |known, bit| known | bit);
+    /// Keeps only the lines with a name that `keep` is true for.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Name) -> bool) {
+        let before = self.lines.len();
+        self.lines.retain(|line| keep(&line.name));
+        if self.lines.len() < before {
+            self.known = self.lines.iter().map(Line::bit).fold(0, |known, bit| known | bit);
         }
     }
 
@@ -180,6 +198,7 @@ fn text<'a>(head: &'a [u8], value: &'a Value) -> &'a [u8] {
     match value {
         Value::Read { at, length } => head.get(*at..*at + *length).unwrap_or_default(),
         Value::Written(value) => value.as_bytes(),
+        Value::Short { text, length } => text.get(..usize::from(*length)).unwrap_or_default(),
     }
 }
 
@@ -187,11 +206,14 @@ fn shared(head: &Bytes, value: Value) -> Option<HeaderValue> {
     match value {
         Value::Read { at, length } => HeaderValue::from_maybe_shared(head.slice(at..at + length)).ok(),
         Value::Written(value) => Some(value),
+        Value::Short { text, length } => HeaderValue::from_bytes(text.get(..usize::from(length))?).ok(),
     }
 }
 
 /// Lines that hostward may add.
-const ADDED: usize = 8;
+const ADDED: usize = 10;
+/// Bytes of a value that fits into its line.
+pub const SHORT: usize = 24;
 
 #[cfg(test)]
 mod tests {
@@ -224,9 +246,21 @@ mod tests {
         fields.insert(HOST, HeaderValue::from_static("i"));
         assert_eq!(written(&fields), [("host", "i"), ("cookie", "g"), ("x-own", "d"), ("via", "h")]);
         fields.remove(COOKIE);
-        fields.retain(|name, _| name.as_str() != "x-own");
+        fields.retain(|name| name.as_str() != "x-own");
         assert_eq!(written(&fields), [("host", "i"), ("via", "h")]);
         assert!(fields.contains(VIA) && !fields.contains(COOKIE));
+    }
+
+    #[test]
+    fn a_short_value_is_a_value_like_others_and_takes_no_more_memory() {
+        let mut fields = read(HEAD);
+        fields.insert_short(VIA, b"1.1 a");
+        fields.insert_short(HOST, b"");
+        assert_eq!((fields.get(VIA), fields.get(HOST)), (Some(&b"1.1 a"[..]), Some(&b""[..])));
+        assert_eq!(fields.value(VIA).unwrap(), "1.1 a");
+        let map = fields.into_map().unwrap();
+        assert_eq!((map["via"].as_bytes(), map["host"].as_bytes()), (&b"1.1 a"[..], &b""[..]));
+        assert_eq!(size_of::<Value>(), size_of::<HeaderValue>());
     }
 
     #[test]

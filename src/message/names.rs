@@ -20,7 +20,7 @@ pub enum Name {
 impl Known {
     /// The name with this text, for constants.
     const fn of(text: &str) -> Self {
-        let text = padded(text);
+        let text: [u8; LONGEST] = padded(text);
         let mut at = 0;
         while at < COUNT {
             let mut same = true;
@@ -40,7 +40,18 @@ impl Known {
     /// The name that these bytes are, in whatever case.
     pub fn find(name: &[u8]) -> Option<Self> {
         let mut folded = [0; LONGEST];
-        folded.get_mut(..name.len())?.copy_from_slice(name);
+        // Two copies of a length that is known, which may overlap, are less than one of any length.
+        match (name.first_chunk::<16>(), name.last_chunk::<16>(), name.first_chunk::<8>(), name.last_chunk::<8>()) {
+            (Some(start), Some(end), ..) => {
+                folded[..16].copy_from_slice(start);
+                folded.get_mut(name.len() - 16..name.len())?.copy_from_slice(end);
+            }
+            (.., Some(start), Some(end)) => {
+                folded[..8].copy_from_slice(start);
+                folded[name.len() - 8..name.len()].copy_from_slice(end);
+            }
+            _ => folded[..name.len()].copy_from_slice(name),
+        }
         // All of it, and compared all of it: a length that is known is a few instructions.
         folded.make_ascii_lowercase();
         let (first, end) = (FIRST[name.len()], FIRST[name.len() + 1]);
@@ -55,6 +66,14 @@ impl Known {
     /// It, in lower case.
     pub fn as_str(self) -> &'static str {
         TEXTS[self.0]
+    }
+
+    /// Appends it with what stands between a name and a value.
+    pub fn write(self, text: &mut Vec<u8>) {
+        let end = text.len() + TEXTS[self.0].len() + ": ".len();
+        // Of a length that is known, which is a few instructions.
+        text.extend_from_slice(&WRITTEN[self.0]);
+        text.truncate(end);
     }
 
     /// It, for the `http` crate.
@@ -101,8 +120,8 @@ impl From<Name> for HeaderName {
 /// Bytes of the longest of them.
 const LONGEST: usize = 32;
 
-const fn padded(text: &str) -> [u8; LONGEST] {
-    let mut padded = [0; LONGEST];
+const fn padded<const LENGTH: usize>(text: &str) -> [u8; LENGTH] {
+    let mut padded = [0; LENGTH];
     let (start, _) = padded.split_at_mut(text.len());
     start.copy_from_slice(text.as_bytes());
     padded
@@ -131,6 +150,7 @@ macro_rules! names {
         const COUNT: usize = TEXTS.len();
         static NAMES: [HeaderName; COUNT] = [$(HeaderName::from_static($name)),*];
         const PADDED: [[u8; LONGEST]; COUNT] = [$(padded($name)),*];
+        static WRITTEN: [[u8; LONGEST + 2]; COUNT] = [$(padded(concat!($name, ": "))),*];
     };
 }
 
@@ -149,6 +169,7 @@ names! {
     "cache-control" "last-modified" "authorization" "if-none-match" "accept-ranges" "server-timing"
     "content-length" "sec-fetch-site" "sec-fetch-mode" "sec-fetch-user" "sec-fetch-dest"
     "accept-encoding" "accept-language" "x-frame-options" "referrer-policy" "x-forwarded-for" "x-amzn-trace-id"
+    "x-request-start"
     "content-encoding" "x-forwarded-port" "x-forwarded-host" "sec-ch-ua-mobile" "x-requested-with" "x-correlation-id"
     "if-modified-since" "x-forwarded-proto" "transfer-encoding"
     "sec-ch-ua-platform" "permissions-policy"
@@ -174,6 +195,7 @@ macro_rules! constants {
 }
 
 constants! {
+    AUTHORIZATION = "authorization";
     CONNECTION = "connection";
     CONTENT_LENGTH = "content-length";
     CONTENT_TYPE = "content-type";
@@ -184,6 +206,7 @@ constants! {
     KEEP_ALIVE = "keep-alive";
     TE = "te";
     TRACEPARENT = "traceparent";
+    TRACESTATE = "tracestate";
     TRAILER = "trailer";
     TRANSFER_ENCODING = "transfer-encoding";
     UPGRADE = "upgrade";
@@ -197,6 +220,7 @@ constants! {
     X_FORWARDED_PROTO = "x-forwarded-proto";
     X_REAL_IP = "x-real-ip";
     X_REQUEST_ID = "x-request-id";
+    X_REQUEST_START = "x-request-start";
 }
 
 #[cfg(test)]
@@ -217,6 +241,9 @@ mod tests {
             }
             assert_eq!(*known.header_name(), text.parse::<HeaderName>().unwrap());
             assert_eq!(Name::from(known.header_name().clone()), Name::Known(known));
+            let mut written = b"x".to_vec();
+            known.write(&mut written);
+            assert_eq!(written, format!("x{text}: ").as_bytes());
         }
         assert_eq!((HOST.as_str(), X_FORWARDED_PROTO.as_str()), ("host", "x-forwarded-proto"));
     }

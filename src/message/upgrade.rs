@@ -2,7 +2,7 @@
 //! `h2c` above all, would tunnel requests that nobody judged.
 
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Version};
+use http::{Method, Response, StatusCode, Version};
 
 use crate::message::head::RequestHead;
 use crate::message::lines::FieldLines;
@@ -41,6 +41,26 @@ pub fn agree_to_websocket(headers: &mut HeaderMap) {
     headers.insert(header::CONNECTION, UPGRADE_OPTION);
 }
 
+/// What an app's 426 offers: RFC 9110 §15.5.22, "The server MUST send an Upgrade header field in a 426 response". Empty for
+/// any other status. To be asked before the strip.
+pub fn offered<B>(response: &Response<B>) -> Vec<HeaderValue> {
+    match response.status() {
+        StatusCode::UPGRADE_REQUIRED => response.headers().get_all(header::UPGRADE).iter().cloned().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Writes what was offered, after the strip. RFC 9110 §7.8: "A sender of Upgrade MUST also send an \"Upgrade\" connection
+/// option". HTTP/2 has neither, and its own strip removes both.
+pub fn offer(headers: &mut HeaderMap, offered: Vec<HeaderValue>) {
+    if !offered.is_empty() {
+        headers.insert(header::CONNECTION, UPGRADE_OPTION);
+    }
+    for protocols in offered {
+        headers.append(header::UPGRADE, protocols);
+    }
+}
+
 fn is_websocket<'a>(mut upgrade: impl Iterator<Item = &'a [u8]>) -> bool {
     // A list would leave the choice to the app: one protocol, on one line.
     matches!((upgrade.next(), upgrade.next()), (Some(line), None) if line.eq_ignore_ascii_case(b"websocket"))
@@ -68,6 +88,18 @@ mod tests {
 
     fn asks(lines: &[(header::HeaderName, &'static str)]) -> bool {
         asks_for_websocket(&get(lines))
+    }
+
+    #[test]
+    fn only_a_426_offers_protocols() {
+        for (status, expected) in [(426, &["websocket", "TLS/1.0"][..]), (400, &[]), (200, &[])] {
+            let response =
+                Response::builder().status(status).header("upgrade", "websocket").header("upgrade", "TLS/1.0");
+            let mut headers = HeaderMap::new();
+            offer(&mut headers, offered(&response.body(()).unwrap()));
+            assert_eq!(headers.get_all("upgrade").iter().collect::<Vec<_>>(), expected);
+            assert_eq!(headers.get("connection").is_some(), status == 426);
+        }
     }
 
     #[test]

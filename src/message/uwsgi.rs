@@ -39,7 +39,7 @@ impl Packet {
         packet.put("REQUEST_URI", [slash, as_it_came].concat())?;
         packet.put("PATH_INFO", path_info)?;
         packet.put("QUERY_STRING", target.query().unwrap_or_default())?;
-        packet.put("CONTENT_TYPE", joined(fields, &Name::Known(CONTENT_TYPE)))?;
+        packet.put("CONTENT_TYPE", joined(&Name::Known(CONTENT_TYPE), fields.get_all(CONTENT_TYPE)))?;
         packet.put("CONTENT_LENGTH", length.map(|length| length.to_string()).unwrap_or_default())?;
         // What hostward speaks to every app, whatever the client spoke: uWSGI begins its answer with this word, and
         // an answer can't be HTTP/2.0.
@@ -89,16 +89,19 @@ impl Packet {
     }
 
     fn put_fields(&mut self, fields: &FieldLines) -> Result<(), Failure> {
-        for (at, (name, _)) in fields.iter().enumerate() {
-            // Its first line brings the others along.
-            if has_own_variable(name) || fields.iter().take(at).any(|(earlier, _)| earlier == name) {
-                continue;
-            }
+        let mut lines: Vec<_> = fields.iter().filter(|(name, _)| !has_own_variable(name)).collect();
+        // Not each with all the others: there may be a thousand. Lines with one name stay in their order.
+        lines.sort_by_key(|(name, _)| name.as_str());
+        for lines in lines.chunk_by(|(one, _), (other, _)| one == other) {
+            let Some((name, _)) = lines.first() else { continue };
             self.put_length(PREFIX.len() + name.as_str().len())?;
             self.0.extend_from_slice(PREFIX);
-            let upper = |byte: u8| if byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
-            self.0.extend(name.as_str().bytes().map(upper));
-            let value = joined(fields, name);
+            let start = self.0.len();
+            self.0.extend_from_slice(name.as_str().as_bytes());
+            for byte in &mut self.0[start..] {
+                *byte = if *byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
+            }
+            let value = joined(name, lines.iter().map(|(_, value)| *value));
             self.put_length(value.len())?;
             self.0.extend_from_slice(&value);
         }
@@ -124,8 +127,7 @@ fn has_own_variable(name: &Name) -> bool {
 }
 
 /// All lines of a field as one. A variable has one value, and none of the client's lines is better than another.
-fn joined<'h>(fields: &'h FieldLines, name: &Name) -> Cow<'h, [u8]> {
-    let mut lines = fields.iter().filter(|(other, _)| *other == name).map(|(_, value)| value);
+fn joined<'h>(name: &Name, mut lines: impl Iterator<Item = &'h [u8]>) -> Cow<'h, [u8]> {
     let Some(first) = lines.next() else { return Cow::Borrowed(b"") };
     let mut joined = Cow::Borrowed(first);
     // RFC 6265 §5.4: cookies are parted by a semicolon; every other list by a comma (RFC 9110 §5.3).
@@ -265,11 +267,11 @@ mod tests {
             ("REMOTE_PORT", "4711"),
             ("SERVER_NAME", "www.example.com"),
             ("SERVER_PORT", "443"),
-            ("HTTP_HOST", "www.example.com:8443"),
-            ("HTTP_X_FORWARDED_PROTO", "https"),
-            ("HTTP_X_FORWARDED_PORT", "443"),
-            ("HTTP_X_REAL_IP", "203.0.113.5"),
             ("HTTP_ACCEPT", "*/*"),
+            ("HTTP_HOST", "www.example.com:8443"),
+            ("HTTP_X_FORWARDED_PORT", "443"),
+            ("HTTP_X_FORWARDED_PROTO", "https"),
+            ("HTTP_X_REAL_IP", "203.0.113.5"),
         ];
         assert_eq!(variables(&head, Some(5)), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
@@ -288,7 +290,15 @@ mod tests {
         ] {
             assert_eq!(value(&plain, name).as_deref(), expected, "{name}");
         }
-        for (host, expected) in [("[::1]", "[::1]"), ("a", "a"), ("10.0.0.1:1", "10.0.0.1"), ("", "localhost")] {
+        let hosts = [
+            ("[::1]", "[::1]"),
+            ("[::1]:", "[::1]"),
+            ("a", "a"),
+            ("a:", "a"),
+            ("10.0.0.1:1", "10.0.0.1"),
+            ("", "localhost"),
+        ];
+        for (host, expected) in hosts {
             assert_eq!(value(&head("GET", "/", &[("host", host)]), "SERVER_NAME").unwrap(), expected);
         }
         for (target, expected) in [("*", "*"), ("http://a?x", "/?x"), ("http://a", "/")] {
@@ -318,7 +328,7 @@ mod tests {
         let found: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
             found,
-            ["HTTP_UWSGI_FILE", "HTTP_HTTPS", "HTTP_REMOTE_ADDR", "HTTP_PATH_INFO", "HTTP_HTTP_CONTENT_TYPE"]
+            ["HTTP_HTTP_CONTENT_TYPE", "HTTP_HTTPS", "HTTP_PATH_INFO", "HTTP_REMOTE_ADDR", "HTTP_UWSGI_FILE"]
         );
     }
 

@@ -25,7 +25,7 @@ const REFUSED: usize = 2;
 const REPORTED: usize = 3;
 const MALFORMED: usize = 4;
 /// Which decision comes with which reason, the most frequent first. The last one takes what is none of the others.
-pub(super) const DECIDED: [(usize, &str); 20] = [
+pub(super) const DECIDED: [(usize, &str); 21] = [
     (ALLOWED, Rule::Exact.name()),
     (ALLOWED, Rule::Domain.name()),
     (ALLOWED, Rule::Address.name()),
@@ -34,6 +34,7 @@ pub(super) const DECIDED: [(usize, &str); 20] = [
     (PROBE, Rule::Task.name()),
     (PROBE, Rule::Interface.name()),
     (PROBE, Rule::Local.name()),
+    (PROBE, Rule::Localhost.name()),
     (PROBE, Rule::Peer.name()),
     (PROBE, Rule::Missing.name()),
     (PROBE, Rule::ProbeNetwork.name()),
@@ -48,7 +49,7 @@ pub(super) const DECIDED: [(usize, &str); 20] = [
     (MALFORMED, "malformed"),
 ];
 /// The words of the log's `error`, and whose fault each is.
-pub const ERRORS: [(&str, Side); 15] = [
+pub const ERRORS: [(&str, Side); 16] = [
     word(Failure::Malformed("")),
     word(Failure::Refused(Refusal::NotAllowed)),
     word(Failure::ClientGone),
@@ -60,6 +61,7 @@ pub const ERRORS: [(&str, Side); 15] = [
     word(Failure::ConnectionTerminated),
     word(Failure::ResponseTimeout),
     word(Failure::ResponseMalformed),
+    word(Failure::ResponseHeadTooLarge),
     word(Failure::UpgradeFailed),
     word(Failure::LimitReached),
     word(Failure::Internal),
@@ -125,7 +127,7 @@ pub enum Count {
     BytesOut,
     /// Connections to the app.
     AppConnections,
-    /// Those that were closed, or became tunnels.
+    /// Those that were closed.
     AppConnectionsClosed,
     /// Not counted but set: those that no request is under way on.
     AppConnectionsIdle,
@@ -135,6 +137,8 @@ pub enum Count {
     Reuses,
     /// Requests that had to be sent a second time.
     Repeats,
+    /// Request headers that were dropped for their names.
+    DroppedHeaders,
     /// Bodies that went to disk. No worker's.
     Spooled,
     /// No worker's either. Has to be the last.
@@ -318,6 +322,7 @@ mod tests {
             Rule::Task,
             Rule::Interface,
             Rule::Local,
+            Rule::Localhost,
             Rule::Peer,
             Rule::Missing,
             Rule::ProbeNetwork,

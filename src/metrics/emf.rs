@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::cells::Totals;
 use super::{ERRORS, Histogram, Metrics, Snapshot};
+use crate::clock;
 use crate::discovery::Found;
 use crate::error::Side;
 use crate::log::Sink;
@@ -46,7 +47,7 @@ impl Emitter {
         let (now, elsewhere) = self.metrics.totals();
         let snapshot = self.metrics.name(&now.since(&self.told), &now, elsewhere);
         let window = self.since.elapsed();
-        let line = line(&snapshot, self.place.get().unwrap_or(&Place::default()), SystemTime::now(), window);
+        let line = line(&snapshot, self.place.get().unwrap_or(&Place::default()), clock::now(), window);
         let taken = self.sink.offer(format!("{line}\n").into_bytes());
         if taken {
             self.told = now;
@@ -60,7 +61,9 @@ impl Place {
     /// As far as discovery has found it out.
     pub fn of(found: &Found) -> Self {
         let family = found.task.as_deref().and_then(|task| task.split(':').next());
-        Self { cluster: found.cluster.clone(), family: family.map(str::to_owned) }
+        // CloudWatch drops metrics with an empty dimension.
+        let named = |name: Option<&str>| name.filter(|name| !name.trim().is_empty()).map(str::to_owned);
+        Self { cluster: named(found.cluster.as_deref()), family: named(family) }
     }
 }
 
@@ -81,7 +84,7 @@ fn line(snapshot: &Snapshot, place: &Place, now: SystemTime, window: Duration) -
     let definitions = values.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit }));
     let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut line = Map::new();
-    line.insert("time".into(), humantime::format_rfc3339_millis(now).to_string().into());
+    line.insert("time".into(), humantime::format_rfc3339_millis(clock::printable(now)).to_string().into());
     line.insert("level".into(), "INFO".into());
     line.insert("msg".into(), "metrics".into());
     line.insert(
@@ -149,7 +152,7 @@ fn values(snapshot: &Snapshot) -> Vec<(&'static str, &'static str, Value)> {
         ("OpenConnections", COUNT, snapshot.open_connections),
         ("BytesIn", BYTES, snapshot.bytes_in),
         ("BytesOut", BYTES, snapshot.bytes_out),
-        ("BufferedBytes", BYTES, snapshot.buffered_bytes),
+        ("MemoryBytes", BYTES, snapshot.memory_bytes),
         ("SpooledRequests", COUNT, snapshot.spooled),
         ("LogLinesDropped", COUNT, snapshot.log_lines_dropped),
     ];
@@ -232,6 +235,33 @@ mod tests {
         exchange.upstream.set(Some(Duration::from_millis(60)));
         meter.count(Count::Requests, 1);
         meter.record(&exchange, Duration::from_millis(61));
+    }
+
+    #[test]
+    fn an_empty_name_is_no_dimension() {
+        for (task, cluster, expected) in [
+            (Some("web:3"), Some("prod"), (Some("web"), Some("prod"))),
+            (Some(":1"), Some(""), (None, None)),
+            (Some(""), Some(" "), (None, None)),
+            (None, Some("prod"), (None, Some("prod"))),
+        ] {
+            let found =
+                Found { task: task.map(str::to_owned), cluster: cluster.map(str::to_owned), ..Found::default() };
+            let Place { cluster, family } = Place::of(&found);
+            assert_eq!((family.as_deref(), cluster.as_deref()), expected);
+        }
+    }
+
+    #[test]
+    fn a_clock_before_1970_is_no_reason_to_panic() {
+        let (_, sink, _) = emitter(Output::default());
+        let metrics = Metrics::new(Elsewhere::default);
+        let (now, elsewhere) = metrics.totals();
+        let snapshot = metrics.name(&now, &now, elsewhere);
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        let line = line(&snapshot, &Place::default(), before, INTERVAL);
+        assert_eq!((&line["time"], &line["_aws"]["Timestamp"]), (&"1970-01-01T00:00:00.000Z".into(), &0.into()));
+        sink.stop(Duration::from_secs(5));
     }
 
     #[test]

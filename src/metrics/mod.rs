@@ -35,10 +35,14 @@ pub struct Elsewhere {
     pub draining: bool,
     /// How many connections there may be.
     pub max_connections: usize,
-    /// Bytes of bodies that are held in memory.
-    pub buffered_bytes: usize,
+    /// Bytes that are taken of the memory budget.
+    pub memory_bytes: usize,
+    /// Bytes of the whole budget.
+    pub memory_limit_bytes: usize,
+    /// Bytes in spool files.
+    pub spool_bytes: u64,
     /// How many there may be.
-    pub max_buffered_bytes: usize,
+    pub spool_limit_bytes: u64,
     /// Bodies that went to disk, ever.
     pub spooled: u64,
     /// Log lines that were dropped, ever.
@@ -87,10 +91,16 @@ pub struct Snapshot {
     pub bytes_in: u64,
     /// Bytes of answers' bodies.
     pub bytes_out: u64,
-    /// Bytes of bodies that are held in memory.
-    pub buffered_bytes: u64,
+    /// Bytes that are taken of the memory budget.
+    pub memory_bytes: u64,
+    /// Bytes of the whole budget.
+    pub memory_limit_bytes: u64,
+    /// Bytes in spool files.
+    pub spool_bytes: u64,
     /// How many there may be.
-    pub max_buffered_bytes: u64,
+    pub spool_limit_bytes: u64,
+    /// Request headers that were dropped for their names.
+    pub dropped_headers: u64,
     /// Bodies that went to disk.
     pub spooled: u64,
     /// Log lines that the log driver didn't take in time.
@@ -204,8 +214,11 @@ impl Metrics {
             repeats: counted.get(Count::Repeats),
             bytes_in: counted.get(Count::BytesIn),
             bytes_out: counted.get(Count::BytesOut),
-            buffered_bytes: elsewhere.buffered_bytes as u64,
-            max_buffered_bytes: elsewhere.max_buffered_bytes as u64,
+            memory_bytes: elsewhere.memory_bytes as u64,
+            memory_limit_bytes: elsewhere.memory_limit_bytes as u64,
+            spool_bytes: elsewhere.spool_bytes,
+            spool_limit_bytes: elsewhere.spool_limit_bytes,
+            dropped_headers: counted.get(Count::DroppedHeaders),
             spooled: counted.get(Count::Spooled),
             log_lines_dropped: counted.get(Count::LogLinesDropped),
         }

@@ -131,8 +131,19 @@ impl Collector for Snapshot {
             self.repeats,
         )?;
 
-        to.gauge("hostward_buffered", "Memory that bodies are held in.", Some(&Unit::Bytes), self.buffered_bytes)?;
-        to.gauge("hostward_max_buffered", "How much it may be.", Some(&Unit::Bytes), self.max_buffered_bytes)?;
+        to.counter(
+            "hostward_dropped_headers",
+            "Request headers that were dropped for a character in their names.",
+            None,
+            self.dropped_headers,
+        )?;
+        let held = "Memory that connections, requests and responses take of the budget.";
+        to.gauge("hostward_memory", held, Some(&Unit::Bytes), self.memory_bytes)?;
+        let budget = "The memory budget, by the container's limit.";
+        to.gauge("hostward_memory_limit", budget, Some(&Unit::Bytes), self.memory_limit_bytes)?;
+        to.gauge("hostward_spool", "Disk space of all spooled bodies now.", Some(&Unit::Bytes), self.spool_bytes)?;
+        let limit = "What HOSTWARD_BUFFER_DISK allows; 0 while nothing can be spooled.";
+        to.gauge("hostward_spool_limit", limit, Some(&Unit::Bytes), self.spool_limit_bytes)?;
         to.counter("hostward_spooled_requests", "Requests whose bodies went to disk.", None, self.spooled)?;
         to.counter(
             "hostward_log_lines_dropped",

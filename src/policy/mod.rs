@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use crate::message::authority::{Authority, Host};
 use crate::networks::Networks;
 
-pub use pattern::{HostPattern, Hosts};
+pub use pattern::{HostPattern, Hosts, check_host_name};
 pub use verdict::{Refusal, Rule, Verdict};
 
 /// What the settings say about hosts.
@@ -85,9 +85,11 @@ pub struct Facts<'a> {
     pub authority: Option<&'a Authority<'a>>,
     /// The other end of the connection.
     pub peer: IpAddr,
+    /// Whether that is so, and not what a PROXY header says.
+    pub direct: bool,
     /// This end of the connection.
     pub local: IpAddr,
-    /// Whether the request carries `X-Forwarded-For`, `Forwarded` or `Via`.
+    /// Whether the request carries a header that a proxy adds: `X-Forwarded-*`, `X-Amzn-*`, `Forwarded`, `Via`.
     pub forwarded: bool,
 }
 
@@ -259,7 +261,14 @@ impl Policy {
         facts: &Facts<'_>,
         holds: &mut impl FnMut(Rule, bool) -> bool,
     ) -> Option<Rule> {
-        let Host::Ip(address) = authority.host else { return None };
+        let address = match authority.host {
+            Host::Ip(address) => address,
+            Host::Name(name) => {
+                let from_here = || facts.direct && facts.peer.to_canonical().is_loopback();
+                let localhost = self.probes.own && name.eq_ignore_ascii_case("localhost");
+                return (localhost && holds(Rule::Localhost, from_here())).then_some(Rule::Localhost);
+            }
+        };
         if self.probes.own {
             if holds(Rule::Local, address == facts.local.to_canonical()) {
                 return Some(Rule::Local);
@@ -346,6 +355,7 @@ mod tests {
         Policy::new(rules, own()).judge(&Facts {
             authority: authority.as_ref(),
             peer: peer.parse().unwrap(),
+            direct: true,
             local: LOCAL.parse().unwrap(),
             forwarded,
         })
@@ -428,6 +438,45 @@ mod tests {
         }
         assert_eq!(judge("www.example.com", "10.9.9.9"), Verdict::Refused(Refusal::NotAllowed));
         assert_eq!(judge("10.0.2.100", "10.0.2.100"), Verdict::Allowed(Rule::Address));
+    }
+
+    #[test]
+    fn localhost_is_a_probe_host_for_this_task_itself() {
+        let rules = rules("www.example.com");
+        for host in ["localhost", "localhost:8080", "LOCALHOST:1", "localhost."] {
+            for peer in ["127.0.0.1", "127.0.0.9", "::1", "::ffff:127.0.0.1"] {
+                assert_eq!(
+                    judge_from(&rules, Some(host), peer, false),
+                    Verdict::Probe(Rule::Localhost),
+                    "{host} {peer}"
+                );
+                assert_eq!(judge_from(&rules, Some(host), peer, true), Verdict::Refused(Refusal::Forwarded));
+            }
+            for peer in [PEER, LOCAL, "203.0.113.9"] {
+                assert_eq!(
+                    judge_from(&rules, Some(host), peer, false),
+                    Verdict::Refused(Refusal::NotAllowed),
+                    "{host} {peer}"
+                );
+            }
+        }
+        for host in ["localhost.localdomain", "a.localhost", "localhosts", "local"] {
+            assert_eq!(
+                judge_from(&rules, Some(host), "127.0.0.1", false),
+                Verdict::Refused(Refusal::NotAllowed),
+                "{host}"
+            );
+        }
+        let (policy, authority) = (Policy::new(&rules, own()), Authority::parse(b"localhost").unwrap());
+        let (peer, local) = ("127.0.0.1".parse().unwrap(), LOCAL.parse().unwrap());
+        let judge =
+            |direct| policy.judge(&Facts { authority: Some(&authority), peer, direct, local, forwarded: false });
+        assert_eq!(judge(true), Verdict::Probe(Rule::Localhost));
+        // A PROXY header names this peer.
+        assert_eq!(judge(false), Verdict::Refused(Refusal::NotAllowed));
+        let peer_only = Rules { probes: ProbeHosts { peer: true, ..ProbeHosts::default() }, ..rules };
+        let verdict = judge_from(&peer_only, Some("localhost"), "127.0.0.1", false);
+        assert_eq!(verdict, Verdict::Refused(Refusal::NotAllowed));
     }
 
     #[test]

@@ -68,9 +68,17 @@ impl FromStr for HostPattern {
         if text.contains("://") {
             return Err("a host, not a URL: leave out the scheme and the path".into());
         }
-        // RFC 3986 §3.2.2 has it in names, and nobody else does: whoever writes it quotes an item of the list.
-        if text.contains('\'') {
+        if text.contains(['\'', '"', '`']) {
             return Err("the quotation marks are part of the name: leave them out".into());
+        }
+        if text.contains(';') {
+            return Err("a comma or a space separates the hosts, not a semicolon".into());
+        }
+        if text.starts_with(['~', '^']) || text.contains(['$', '\\', '|', '(', '+']) {
+            return Err("regular expressions aren't supported: .example.com is a domain with its subdomains".into());
+        }
+        if text.starts_with(['!', '-']) {
+            return Err("a host can't be excluded: list the allowed ones".into());
         }
         if let Some((address, rest)) = text.split_once('/') {
             let (prefix, port) = match rest.split_once(':') {
@@ -88,8 +96,14 @@ impl FromStr for HostPattern {
             return Ok(Self { hosts: Hosts::Network(network), port });
         }
         let (wildcard, rest) = match text.strip_prefix('*') {
+            Some(rest) if rest.contains('*') && !rest.starts_with(':') => {
+                return Err("one wildcard, at the front: *.example.com".into());
+            }
             Some(rest) if rest.is_empty() || rest.starts_with([':', '.']) => (true, rest),
             Some(_) => return Err("a wildcard stands for whole labels: *.example.com".into()),
+            None if text.contains('*') && !text.contains(':') => {
+                return Err("a wildcard stands at the front: *.example.com".into());
+            }
             None => (false, text),
         };
         if wildcard && !rest.starts_with('.') {
@@ -99,15 +113,16 @@ impl FromStr for HostPattern {
             };
             return Ok(Self { hosts: Hosts::Any, port });
         }
+        if rest.ends_with(':') {
+            return Err("there is no port after the colon: leave the colon out for any port".into());
+        }
         let dotted = rest.strip_prefix('.');
         let authority = Authority::parse(dotted.unwrap_or(rest).as_bytes()).map_err(|why| why.to_string())?;
         let hosts = match authority.host {
             Host::Ip(address) if dotted.is_none() => Hosts::Address(address),
             Host::Ip(_) => return Err("an address has no subdomains; for a network write 10.0.0.0/16".into()),
-            Host::Name(name) if name.contains('*') => {
-                return Err("a wildcard stands at the front: *.example.com".into());
-            }
             Host::Name(name) => {
+                check_host_name(name)?;
                 let name = name.to_ascii_lowercase();
                 match (wildcard, dotted) {
                     (true, _) => Hosts::Subdomains(name),
@@ -119,6 +134,50 @@ impl FromStr for HostPattern {
         Ok(Self { hosts, port: authority.port })
     }
 }
+
+/// Refuses names in the settings that no client can mean, and words that stand for something in other programs.
+///
+/// # Errors
+///
+/// Says what to write instead.
+pub fn check_host_name(name: &str) -> Result<(), String> {
+    let word = name.to_ascii_lowercase();
+    if ANY_HOST.contains(&word.as_str()) || !word.bytes().any(|b| b.is_ascii_alphanumeric()) {
+        return Err("this isn't a host; `*` in HOSTWARD_ALLOWED_HOSTS allows every host".into());
+    }
+    if NO_HOST.contains(&word.as_str()) {
+        return Err("this isn't a host: name the hosts that clients ask for".into());
+    }
+    let last = word.rsplit('.').next().unwrap_or_default();
+    // A URL whose host ends in a number has an IPv4 address for every browser, and this one isn't well-formed.
+    if last.bytes().all(|b| b.is_ascii_digit()) {
+        return Err("an IPv4 address is four decimal numbers, a network is 10.0.0.0/16".into());
+    }
+    // RFC 1035 §2.3.4: "labels 63 octets or less".
+    if word.split('.').any(|label| label.len() > 63 || label.starts_with('-') || label.ends_with('-')) {
+        return Err("a name's labels have 1 to 63 characters, and no hyphen at their ends".into());
+    }
+    Ok(())
+}
+
+/// What stands for every host in nginx, Apache, Caddy or plain English.
+const ANY_HOST: &[&str] = &[
+    "_",
+    "all",
+    "any",
+    "anything",
+    "anywhere",
+    "default",
+    "default_server",
+    "everyone",
+    "everything",
+    "on",
+    "true",
+    "wildcard",
+    "yes",
+];
+/// What stands for no host, or was left by a template.
+const NO_HOST: &[&str] = &["false", "nil", "no", "none", "nobody", "nothing", "null", "off", "undefined"];
 
 impl fmt::Display for HostPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,9 +247,54 @@ mod tests {
             "'example.com'",
             ".'example.com'",
             "'example.com':80",
+            "example.com:",
+            "[::1]:",
+            "10.0.0.1:",
         ] {
             assert!(text.parse::<HostPattern>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_other_programs_take_is_refused_with_what_to_write_instead() {
+        for (texts, says) in [
+            (&["a.example;b.example", "a.example;", ";"][..], "comma"),
+            (
+                &["~www", "~^www\\..*$", "^www", "www\\.example\\.com", "(a|b).example", "a+.example", "$host"],
+                "regular",
+            ),
+            (&["!x", "!www.example.com", "-www.example.com"], "excluded"),
+            (&["\"a.example\"", "'a.example'", "`a`"], "quotation"),
+            (&["https://a.example", "http://a.example/", "HTTP://a"], "URL"),
+            (&["_", "__", "all", "ALL", "any", "default", "default_server", "_:80", "._", "*.all"], "isn't a host"),
+            (&["none", "off", "null", "undefined", "None."], "isn't a host"),
+            (&["*.*", "*.*.example.com", "**", "*.a*.example"], "wildcard"),
+            (&["a.*", "www.*.example", "a*"], "wildcard"),
+            (&["10.0.0.256", "10.0.0", "8080", "10.0.0.1-10.0.0.9", "1.2.3.4.5"], "four decimal"),
+            (&["a..example", "..a"], "empty label"),
+            (&["a-.example", "a.-b.example"], "hyphen"),
+            (&["a.example:*", "a.example:http"], "port"),
+            (&["a.example/path", "//a.example", "/"], "path"),
+            (&["a@b", "user:x@b"], "user"),
+            (&["[a.example]", "{a.example}", "<a.example>", "a.example%20", "a&b", "a=b", "host:a.example"], ""),
+        ] {
+            for text in texts {
+                let error = text.parse::<HostPattern>().expect_err(text);
+                assert!(error.contains(says), "{text:?}: {error}");
+            }
+        }
+        let long = format!("{}.example", "a".repeat(64));
+        assert!(long.parse::<HostPattern>().is_err() && long[1..].parse::<HostPattern>().is_ok());
+    }
+
+    #[test]
+    fn names_of_one_label_are_hosts() {
+        for text in
+            ["localhost", "app", "my_app", "web-1", "_dmarc.example.com", "xn--bcher-kva.example", "3com.com", "0x7f"]
+        {
+            assert_eq!(text.parse::<HostPattern>().unwrap().hosts, Hosts::Exact(text.into()));
+        }
+        assert!(".localhost".parse::<HostPattern>().is_ok() && "*.internal:81".parse::<HostPattern>().is_ok());
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub enum Rule {
     Interface,
     /// A probe of the very address that the connection came in on.
     Local,
+    /// A probe of `localhost` from this task itself, as a container's health check sends it.
+    Localhost,
     /// A probe that names the peer's own address.
     Peer,
     /// A probe without a `Host`.
@@ -88,6 +90,7 @@ impl Rule {
             Self::Task => "self_task",
             Self::Interface => "self_interface",
             Self::Local => "self_local",
+            Self::Localhost => "self_localhost",
             Self::Peer => "peer",
             Self::Missing => "missing",
             Self::ProbeNetwork => "probe_network",
@@ -106,6 +109,7 @@ impl fmt::Display for Rule {
             Self::Task => "HOSTWARD_PROBE_HOSTS has `self`, and discovery found that this is the task's address",
             Self::Interface => "HOSTWARD_PROBE_HOSTS has `self`, and a network interface here has this address",
             Self::Local => "HOSTWARD_PROBE_HOSTS has `self`, and the connection came in on this very address",
+            Self::Localhost => "HOSTWARD_PROBE_HOSTS has `self`, and the peer is this task itself (a container's health check)",
             Self::Peer => "HOSTWARD_PROBE_HOSTS has `peer`, and this is the peer's own address (a Network Load Balancer's health check)",
             Self::Missing => "HOSTWARD_PROBE_HOSTS has `missing`, and the request has no Host (a Classic Load Balancer's health check)",
             Self::ProbeNetwork => "HOSTWARD_PROBE_HOSTS names this address",
@@ -148,7 +152,7 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::NotAllowed => "the host is not in HOSTWARD_ALLOWED_HOSTS, and it is no probe host",
             Self::Missing => "the request has no Host",
-            Self::Forwarded => "a probe host, but the request carries X-Forwarded-For, Forwarded or Via",
+            Self::Forwarded => "a probe host, but the request carries a header that a proxy adds (X-Forwarded-*, X-Amzn-*, Forwarded, Via)",
             Self::PublicPeer => "a probe host, but the peer is neither private nor in HOSTWARD_TRUSTED_PROXIES",
         })
     }

@@ -1,11 +1,14 @@
 //! The life of one request, in one function that reads top to bottom. Only this file knows the order of the
 //! steps; each step is a file of its own.
 
+pub mod read_ahead;
 pub mod request;
+pub mod response;
+pub mod tunnel;
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,29 +19,34 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode, Version};
 use http_body::Body;
 
-use crate::access_log::Journal;
-use crate::answer::{self, AnswerBody, Bounds, Recording};
+use crate::body::incoming::Incoming;
 use crate::body::{Buffering, Limits, RequestBody};
+use crate::clock;
 use crate::config::{Config, Protocol, RejectStatus, show};
-use crate::diagnose::{self, Diagnosis, Evidence};
+use crate::diagnosis::diagnose::{self, Diagnosis, Evidence};
+use crate::diagnosis::observer::Observer;
+use crate::diagnosis::recent::{Failed, Recent};
+use crate::diagnosis::refusals::Refusals;
 use crate::error::{Failure, Side};
 use crate::exchange::{self, Exchange};
-use crate::flight::{Flight, WaitingFor};
-use crate::incoming::Incoming;
+use crate::io::flight::{Flight, WaitingFor};
 use crate::log::Repeats;
-use crate::message::forwarding::{self, Peer};
+use crate::log::access_log::Journal;
+use crate::message::fields::Removal;
+use crate::message::forwarding::{self, Ends, Origin, Peer, Source};
 use crate::message::head::RequestHead;
-use crate::message::names::{CONTENT_LENGTH, HOST, TRACEPARENT, UPGRADE, USER_AGENT, X_AMZN_TRACE_ID};
+use crate::message::location::Rewritten;
+use crate::message::names::{
+    CONTENT_LENGTH, HOST, Name, TRACEPARENT, UPGRADE, USER_AGENT, X_AMZN_TRACE_ID, X_FORWARDED_HOST, X_FORWARDED_PORT,
+};
 use crate::message::uwsgi::Packet;
 use crate::message::{fields, upgrade};
-use crate::metrics::Meter;
-use crate::observer::Observer;
+use crate::metrics::{Count, Meter};
 use crate::policy::{HostPolicy, Policy, Refusal, Rule, Verdict};
-use crate::proxy::request::{Inbound, make_request_id};
-use crate::proxy_protocol;
-use crate::recent::{Failed, Recent};
-use crate::refusals::Refusals;
-use crate::tunnel::Tunnel;
+use crate::proxy::read_ahead::Bounds;
+use crate::proxy::request::{Arrival, Inbound, make_request_id};
+use crate::proxy::response::{AnswerBody, Recording};
+use crate::proxy::tunnel::Tunnel;
 use crate::upstream::{Answer, Upstream, uwsgi};
 
 /// What a worker needs to answer requests.
@@ -96,10 +104,9 @@ impl std::fmt::Display for Silence {
 impl std::error::Error for Silence {}
 
 impl Client {
-    /// The client at `remote`, which has connected to `local` and speaks `scheme`.
-    pub fn new(remote: SocketAddr, local: SocketAddr, scheme: &'static str, policy: &Policy) -> Self {
-        let mut peer = Peer::new(remote.ip(), local, &policy.trusted);
-        peer.port = remote.port();
+    /// The client of a connection, which speaks `scheme`.
+    pub fn new(ends: &Ends, scheme: &'static str, policy: &Policy) -> Self {
+        let peer = Peer::new(ends, &policy.trusted);
         Self { peer, scheme, admitted: RefCell::default(), tunnel: RefCell::default() }
     }
 
@@ -132,14 +139,16 @@ impl Proxy {
         let recording = self.record(exchange, flight);
         let outcome = {
             let mut forward = pin!(self.forward(client, flight, &recording.exchange, head, body));
-            poll_fn(|cx| if flight.was_cut() { Poll::Ready(Err(Failure::Shutdown)) } else { forward.as_mut().poll(cx) })
-                .await
+            poll_fn(|cx| {
+                flight.aborted().map_or_else(|| forward.as_mut().poll(cx), |failure| Poll::Ready(Err(failure)))
+            })
+            .await
         };
         match outcome {
             Ok(Answer::Response(response)) => Ok(AnswerBody::relay(response, recording, &self.bounds)),
-            Ok(Answer::Switched(response, app, early)) => {
+            Ok(Answer::Switched(response, app)) => {
                 recording.exchange.status.set(response.status().as_u16());
-                let tunnel = Tunnel::new(*app, early, self.config.tunnel_idle_timeout);
+                let tunnel = Tunnel::new(*app, self.config.tunnel_idle_timeout);
                 client.tunnel.replace(Some(Box::new((tunnel, recording))));
                 Ok(response.map(|()| AnswerBody::none()))
             }
@@ -154,7 +163,8 @@ impl Proxy {
 
     /// Who asks, and by which id, of a request that goes no further. Those that do are told in `rewrite`.
     fn identify(&self, client: &Client, head: &RequestHead, exchange: &Exchange) {
-        let (address, id) = forwarding::origin(&head.fields, &client.peer, &self.policy.trusted);
+        let (address, _, id) =
+            forwarding::origin(&head.fields, &client.peer, &self.policy.trusted, &self.config.forwarding);
         exchange.client.set(address);
         exchange.request_id.get_or_init(|| id.unwrap_or_else(make_request_id));
     }
@@ -184,7 +194,20 @@ impl Proxy {
             self.report_refusal(refusal, client, &inbound, head, exchange);
         }
         let takes_interim = head.version >= Version::HTTP_11;
-        let origin = request::rewrite(head, inbound, verdict, &client.peer, client.scheme, &self.config, &self.policy)?;
+        let started = clock::millis_since_1970(exchange.started);
+        let arrival = Arrival { peer: &client.peer, scheme: client.scheme, started };
+        let mut dropped = None;
+        let origin = request::rewrite(head, inbound, verdict, arrival, &self.config, &self.policy, |name, why| {
+            if why == Removal::Name {
+                self.meter.count(Count::DroppedHeaders, 1);
+                dropped.get_or_insert_with(|| name.clone());
+            }
+        })?;
+        if let Some(name) = dropped {
+            self.report_dropped(&name, exchange, origin.client);
+        }
+        let rewritten = self.rewritten(verdict, &origin, client, head);
+        exchange.assumed_http.set(origin.scheme_from != Source::Forwarded && !forwarding::is_secure(origin.scheme));
         let protocol = self.config.upstream.protocol;
         // Neither HTTP/2 nor the uwsgi protocol has upgrades.
         let websocket = protocol == Protocol::Http && head.fields.contains(UPGRADE);
@@ -213,19 +236,47 @@ impl Proxy {
                 if !fields::is_response_framing_plain(response.headers_mut()) {
                     return Err(Failure::ResponseMalformed);
                 }
+                let offered = upgrade::offered(&response);
                 fields::strip_response(response.headers_mut());
+                upgrade::offer(response.headers_mut(), offered);
+                if let Some(command) = fields::strip_server_commands(response.headers_mut()) {
+                    self.observer.report_command(command, exchange);
+                }
+                if let Some(rewritten) = rewritten {
+                    rewritten.apply(response.headers_mut());
+                }
                 *response.version_mut() = Version::HTTP_11;
                 Ok(Answer::Response(response))
             }
-            Answer::Switched(mut response, app, early) => {
+            Answer::Switched(mut response, app) => {
                 if !websocket || !upgrade::agrees_to_websocket(response.headers()) {
                     return Err(Failure::UpgradeFailed);
                 }
                 fields::strip_response(response.headers_mut());
+                fields::strip_server_commands(response.headers_mut());
                 upgrade::agree_to_websocket(response.headers_mut());
-                Ok(Answer::Switched(response, app, early))
+                Ok(Answer::Switched(response, app))
             }
         }
+    }
+
+    /// What an allowed request became, where `HOST_REWRITE=canonical` has hidden its host from the app.
+    fn rewritten(
+        &self,
+        verdict: Verdict,
+        origin: &Origin,
+        client: &Client,
+        head: &RequestHead,
+    ) -> Option<Box<Rewritten>> {
+        let canonical = self.policy.rewrite_allowed.as_ref().filter(|_| matches!(verdict, Verdict::Allowed(_)))?;
+        let port = head.fields.get(X_FORWARDED_PORT).and_then(|port| std::str::from_utf8(port).ok()?.parse().ok());
+        Some(Box::new(Rewritten {
+            public: head.fields.value(X_FORWARDED_HOST)?,
+            canonical: canonical.clone(),
+            scheme: origin.scheme,
+            ports: [port, self.config.upstream.port(), Some(client.peer.local.port())],
+            target: head.target.path_and_query().map_or_else(String::new, ToString::to_string),
+        }))
     }
 
     /// The policy's verdict, or what it was for the same host a moment ago.
@@ -272,10 +323,21 @@ impl Proxy {
                 self.identify(client, head, exchange);
             }
             let id = exchange.request_id.get().and_then(|id| id.to_str().ok());
-            let (client_ip, _) = forwarding::origin(&head.fields, peer, &self.policy.trusted);
+            let (client_ip, ..) =
+                forwarding::origin(&head.fields, peer, &self.policy.trusted, &self.config.forwarding);
             let (reason, sender, path) = (refusal.name(), sender.name(), capped(head.target.path().as_bytes()));
             tracing::warn!(reason, sender, what, host, path, peer_ip = %peer.address, %client_ip, status, request_id = id, repeated, hint, "{}", rules.mode.message());
         });
+    }
+
+    /// One event in the log for headers that were dropped for their names, unless it has been said within the minute.
+    fn report_dropped(&self, name: &Name, exchange: &Exchange, client_ip: IpAddr) {
+        let (message, reason) = ("request header dropped", Removal::Name.name());
+        let Some(repeated) = self.repeats.admit(message, reason, Instant::now()) else { return };
+        let (header, peer_ip, what) = (capped(name.as_str().as_bytes()), exchange.peer, Removal::Name);
+        let hint = "use letters, digits and hyphens alone in the name: apps on WSGI, CGI or PHP can't tell a header with \
+                    another character from the one with a hyphen";
+        tracing::warn!(reason, header, %what, %peer_ip, %client_ip, repeated, hint, "{message}");
     }
 
     /// Turns a failure into an answer and a line in the log.
@@ -298,28 +360,28 @@ impl Proxy {
         if !matches!(failure, Failure::Refused(_)) {
             self.report(failure, exchange, status.as_u16());
         }
-        let close = failure.side() == Side::Client && !matches!(failure, Failure::Refused(_));
-        let mut response = answer::synthetic(failure, status, recording);
+        let close = match failure {
+            Failure::Refused(_) => false,
+            Failure::MemoryFull(_) => true,
+            _ => failure.side() == Side::Client,
+        };
+        let mut response = response::synthetic(failure, status, recording);
         if close || status == StatusCode::BAD_REQUEST {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
     }
 
-    /// One event in the log for a connection that was closed before it said anything in HTTP.
-    pub fn report_connection(&self, refusal: proxy_protocol::Refusal, peer: IpAddr) {
-        let message = "connection refused";
-        if let Some(repeated) = self.repeats.admit(message, refusal.name(), Instant::now()) {
-            let (reason, hint) = (refusal.name(), refusal.hint());
-            tracing::warn!(reason, error = %refusal, peer_ip = %peer, repeated, hint, "{message}");
-        }
-    }
-
     /// One event in the log, unless it has been said within the minute; and what the app or hostward failed is
     /// remembered.
     pub fn report(&self, failure: Failure, exchange: &Exchange, status: u16) {
+        self.report_part(failure, exchange, status, None);
+    }
+
+    /// The same, with the part of a request that couldn't be read.
+    pub fn report_part(&self, failure: Failure, exchange: &Exchange, status: u16, part: Option<&str>) {
         let (reason, message) = (failure.reason(), failure.message());
-        let repeated = self.repeats.admit(message, reason, Instant::now());
+        let repeated = self.repeats.admit(message, failure.repeats(), Instant::now());
         if repeated.is_none() && failure.side() == Side::Client {
             return;
         }
@@ -327,12 +389,13 @@ impl Proxy {
         let host = request.and_then(|request| request.host.as_ref());
         let host = host.map_or_else(|| "-".into(), |host| capped(host.as_bytes()));
         let path = request.map_or_else(|| "-".into(), |request| capped(request.target.path().as_bytes()));
+        let method = request.map_or_else(|| "-".into(), |request| capped(request.method.as_str().as_bytes()));
         let id = exchange.request_id.get().and_then(|id| id.to_str().ok()).unwrap_or("-");
-        let (error, hint) = (failure.to_string(), failure.hint());
+        let (error, hint) = (failure.to_string(), failure.hint(self.config.upstream.protocol));
         match (failure.side(), repeated) {
             (Side::Client, repeated) => {
                 let (peer_ip, client_ip) = (exchange.peer, exchange.client.get());
-                tracing::warn!(reason, error, host, path, %peer_ip, %client_ip, status, request_id = id, repeated, hint, "{message}");
+                tracing::warn!(reason, error, part, method, host, path, %peer_ip, %client_ip, status, request_id = id, repeated, hint, "{message}");
                 return;
             }
             (Side::App | Side::Hostward, Some(repeated)) => {

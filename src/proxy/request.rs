@@ -9,10 +9,11 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::message::authority::Authority;
 use crate::message::fields::content_length;
-use crate::message::forwarding::{self, Origin, Peer};
-use crate::message::head::RequestHead;
+use crate::message::fields::{Removal, Sender};
+use crate::message::forwarding::{self, Origin, Peer, Source};
+use crate::message::head::{MAX_FIELDS, RequestHead};
 use crate::message::lines::FieldLines;
-use crate::message::names::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, X_FORWARDED_PROTO};
+use crate::message::names::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, Name, TE};
 use crate::message::{fields, upgrade};
 use crate::policy::{Facts, Policy, Verdict};
 
@@ -60,7 +61,9 @@ impl Inbound {
         if *version == Version::HTTP_2 {
             check_http2(head, line)?;
         }
-        if !fields.get_all(EXPECT).all(|value| value.eq_ignore_ascii_case(b"100-continue")) {
+        // RFC 9110 §10.1.1: a list, which may be empty.
+        let is_met = |value: &[u8]| value.eq_ignore_ascii_case(b"100-continue") || value.trim_ascii().is_empty();
+        if !fields.get_all(EXPECT).all(is_met) {
             return Err(Failure::Expectation);
         }
         let length = fields.get(CONTENT_LENGTH).and_then(content_length);
@@ -80,7 +83,7 @@ impl Inbound {
     }
 }
 
-/// What HTTP/2 allows on the wire and nobody means. The `h2` crate has refused the rest: connection-specific
+/// What the `h2` crate lets pass and is malformed. It has refused the rest: connection-specific
 /// fields, a `TE` other than `trailers`, missing or repeated pseudo-fields, and lengths that don't fit.
 fn check_http2(head: &RequestHead, host: Option<&[u8]>) -> Result<(), Failure> {
     match (head.target.authority(), host) {
@@ -97,8 +100,21 @@ fn check_http2(head: &RequestHead, host: Option<&[u8]>) -> Result<(), Failure> {
     if !visible || !(path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS)) {
         return Err(Failure::Malformed("the :path"));
     }
+    // RFC 9113 §8.2.1: "A field value MUST NOT start or end with an ASCII whitespace character". HTTP/1.1 would drop it.
+    let is_padded = |value: &[u8]| matches!(value, [b' ' | b'\t', ..] | [.., b' ' | b'\t']);
+    if head.fields.iter().any(|(_, value)| is_padded(value)) {
+        return Err(Failure::Malformed("white space around a header value"));
+    }
+    let mut lengths = head.fields.get_all(CONTENT_LENGTH);
+    match (lengths.next(), lengths.next()) {
+        (_, Some(_)) => return Err(Failure::Malformed("Content-Length twice")),
+        (Some(length), None) if content_length(length).is_none() => {
+            return Err(Failure::Malformed("Content-Length is not a number"));
+        }
+        _ => {}
+    }
     if head.fields.len() > MAX_FIELDS {
-        return Err(Failure::HeadTooLarge);
+        return Err(Failure::TooManyHeaders);
     }
     Ok(())
 }
@@ -114,11 +130,28 @@ pub fn judge(policy: &Policy, peer: &Peer, inbound: &Inbound, head: &RequestHead
 
 /// What the policy has to know of a request.
 pub fn facts<'a>(authority: Option<&'a Authority<'a>>, peer: &Peer, head: &RequestHead) -> Facts<'a> {
-    Facts { authority, peer: peer.address, local: peer.local.ip(), forwarded: forwarding::is_forwarded(&head.fields) }
+    Facts {
+        authority,
+        peer: peer.address,
+        direct: peer.direct,
+        local: peer.local.ip(),
+        forwarded: forwarding::is_forwarded(&head.fields),
+    }
 }
 
-/// Turns the head that came in into the one that goes out. Strip first, then write: nothing that is written
-/// is stripped.
+/// How a request came.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// From whom.
+    pub peer: &'a Peer,
+    /// What the peer speaks to hostward.
+    pub scheme: &'static str,
+    /// When its head was read, in milliseconds since 1970.
+    pub started: u64,
+}
+
+/// Turns the head that came in into the one that goes out. Read first, then strip, then write: nothing that is written
+/// is stripped. Calls `removed` with each header that the app doesn't get, and the reason.
 ///
 /// # Errors
 ///
@@ -127,29 +160,52 @@ pub fn rewrite(
     head: &mut RequestHead,
     inbound: Inbound,
     verdict: Verdict,
-    peer: &Peer,
-    scheme: &'static str,
+    arrival: Arrival<'_>,
     config: &Config,
     policy: &Policy,
+    mut removed: impl FnMut(&Name, Removal),
 ) -> Result<Origin, Failure> {
-    let host = match verdict {
-        Verdict::Allowed(_) => policy.rewrite_allowed.clone().or(inbound.host),
-        Verdict::Probe(_) => policy.canonical.clone(),
-        Verdict::Reported(_) => inbound.host,
+    let length = inbound.length;
+    // What becomes `Host`, and what becomes `X-Forwarded-Host`.
+    let (host, public) = match verdict {
+        Verdict::Allowed(_) => match &policy.rewrite_allowed {
+            Some(canonical) => (Some(canonical.clone()), inbound.host),
+            None => (inbound.host.clone(), inbound.host),
+        },
+        Verdict::Probe(_) => (policy.canonical.clone(), policy.canonical.clone()),
+        Verdict::Reported(_) => (inbound.host.clone(), inbound.host),
         Verdict::Refused(refusal) => return Err(Failure::Refused(refusal)),
     };
-    if config.max_body_size.is_some_and(|limit| inbound.length > limit) {
+    let Arrival { peer, scheme, started } = arrival;
+    let settings = &config.forwarding;
+    if config.max_body_size.is_some_and(|limit| length > limit) {
         return Err(Failure::BodyTooLarge);
     }
     let websocket = upgrade::asks_for_websocket(head);
     let fields = &mut head.fields;
-    let found = fields::strip_request(fields, peer.trusted);
-
-    let origin = forwarding::write(fields, peer, &policy.trusted, host.as_ref(), scheme, make_request_id);
-    if let (Verdict::Probe(_), Some(proto)) = (verdict, config.probe_proto) {
-        fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+    let given = forwarding::read(fields, peer, &policy.trusted, settings, || fastrand::u64(1..));
+    let client_ip = settings.client_ip_header.as_ref();
+    let found =
+        fields::strip_request(fields, Sender { trusted: peer.trusted, pass: &settings.pass, client_ip }, &mut removed);
+    if let Some(header) = client_ip.filter(|_| given.client_from != Source::ClientIpHeader) {
+        // What isn't believed here must not be believed behind.
+        fields.retain(|name| {
+            let other = name != header;
+            if !other {
+                removed(name, Removal::ClientIp);
+            }
+            other
+        });
     }
-    if config.forwarded {
+
+    let facts = forwarding::Facts {
+        host: public,
+        scheme: settings.client_proto.map_or((scheme, Source::Connection), |scheme| (scheme, Source::ClientProto)),
+        probe_scheme: config.probe_proto.filter(|_| matches!(verdict, Verdict::Probe(_))),
+        started,
+    };
+    let origin = forwarding::write(fields, peer, given, facts, make_request_id);
+    if settings.forwarded {
         forwarding::write_forwarded(fields, origin.client);
     }
     // RFC 9112 §3.2: a request without an authority is sent with an empty `Host`. Only `HOST_POLICY=report` lets
@@ -163,6 +219,10 @@ pub fn rewrite(
     }
     if head.version == Version::HTTP_2 {
         join_cookies(fields);
+        if fields.contains(CONTENT_LENGTH) {
+            // Without the zeros in front that the client may have sent.
+            fields.insert(CONTENT_LENGTH, length.into());
+        }
     }
     if head.target.scheme().is_some() {
         head.target = origin_form(&head.target);
@@ -204,6 +264,3 @@ pub fn make_request_id() -> HeaderValue {
     }
     HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).unwrap_or(HeaderValue::from_static("0"))
 }
-
-/// Field lines; as many as an HTTP/1.1 request may have.
-const MAX_FIELDS: usize = 100;

@@ -8,16 +8,20 @@ pub mod reload;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::UnixTime;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
 use rustls::{AlertDescription, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, TlsAcceptor};
 
 use self::pair::Pair;
+use crate::clock;
 use crate::config::{self, Config, TaskIp};
 
 /// What the settings want of TLS: with the certificate that they give, or with one that is made now, for the hosts
@@ -71,13 +75,15 @@ impl Tls {
     /// When the operating system gives no random numbers for the keys of session tickets.
     pub fn new(pair: &Pair) -> Result<Self, rustls::Error> {
         let current = Arc::new(Current(RwLock::new(Arc::clone(&pair.key))));
-        let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+        let mut config = ServerConfig::builder_with_details(Arc::new(provider()), Arc::new(Clock))
             .with_protocol_versions(rustls::DEFAULT_VERSIONS)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::<Current>::clone(&current));
         config.alpn_protocols = ALPN.iter().map(|name| name.to_vec()).collect();
         // The client keeps the session: no memory here for each, and no lock between the workers.
-        config.ticketer = aws_lc_rs::Ticketer::new()?;
+        if clock::is_set() {
+            config.ticketer = aws_lc_rs::Ticketer::new()?;
+        }
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), current })
     }
@@ -96,6 +102,16 @@ impl Tls {
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Tls")
+    }
+}
+
+/// The time of tickets. rustls' own panics before 1970.
+#[derive(Debug)]
+struct Clock;
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        clock::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
     }
 }
 

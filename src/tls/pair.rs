@@ -1,12 +1,15 @@
 //! A certificate and its private key: read and checked against each other, or made in memory. And what is said of
 //! them in the log.
 
-use std::fs::File;
+use std::fs::{self, FileType, OpenOptions};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::OFlag;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
@@ -17,6 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys};
 
+use crate::clock;
 use crate::config::{Mistake, Pem, Tls};
 use crate::policy::{HostPattern, Hosts};
 
@@ -104,7 +108,7 @@ impl Pair {
 
     /// When it ends, for the log.
     pub fn expires(&self) -> String {
-        humantime::format_rfc3339_seconds(self.not_after).to_string()
+        humantime::format_rfc3339_seconds(clock::printable(self.not_after)).to_string()
     }
 
     /// What is wrong with its time, if anything: no reason not to start, because an ALB doesn't mind.
@@ -168,10 +172,8 @@ fn text(variable: &str, pem: &Pem) -> Result<Vec<u8>, Mistake> {
         Pem::Text(text) => return Ok(text.clone().into_bytes()),
         Pem::Path(path) => path,
     };
-    let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut text));
     let example = if variable == CERT { EXAMPLE_CERT } else { EXAMPLE_KEY };
-    read.map(|_| text).map_err(|error| {
+    read_file(path).map_err(|error| {
         let error = match error.kind() {
             io::ErrorKind::NotFound => "there is no such file; expected a path or the PEM itself".into(),
             io::ErrorKind::PermissionDenied => "hostward's user may not read this file".into(),
@@ -179,6 +181,28 @@ fn text(variable: &str, pem: &Pem) -> Result<Vec<u8>, Mistake> {
         };
         mistake(variable, pem, error, example)
     })
+}
+
+/// Reads a regular file. Anything else may block, never end, or do something when it is opened.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    check_type(fs::metadata(path)?.file_type())?;
+    // It may have been replaced since.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    check_type(file.metadata()?.file_type())?;
+    let mut text = Vec::new();
+    file.take(MOST).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn check_type(kind: FileType) -> io::Result<()> {
+    let what = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(io::Error::other(format!("it is {what}, not a regular file")))
 }
 
 fn mistake(variable: &str, pem: &Pem, error: impl Into<String>, hint: &str) -> Mistake {
@@ -255,7 +279,7 @@ const CERT: &str = "HOSTWARD_TLS_CERT";
 const KEY: &str = "HOSTWARD_TLS_KEY";
 const EXAMPLE_CERT: &str = "Example: /run/secrets/tls.pem.";
 const EXAMPLE_KEY: &str = "Example: /run/secrets/tls.key.";
-/// Bytes of a file. A chain with RSA-4096 keys is 10 KiB; this is for whoever names a device.
+/// Bytes of a file. A chain with RSA-4096 keys is 10 KiB.
 const MOST: u64 = 1 << 20;
 /// Names, and addresses, in a certificate that is made here: it has to fit into a handshake of 64 KiB.
 const MOST_NAMES: usize = 250;
@@ -282,6 +306,13 @@ mod tests {
         assert_eq!(one.fingerprint.len(), 32 * 3 - 1);
         let span = one.not_after.duration_since(one.not_before).unwrap();
         assert_eq!(span, SKEW + VALIDITY);
+    }
+
+    #[test]
+    fn a_certificate_that_ended_before_1970_can_be_shown() {
+        let old = Pair { not_after: SystemTime::UNIX_EPOCH - SKEW, ..made(&["*"], &[]) };
+        assert_eq!(old.expires(), "1970-01-01T00:00:00Z");
+        assert_eq!(old.untimely(), Some("it has expired"));
     }
 
     #[test]

@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, UnixStream};
 
 use crate::config::{Endpoint, is_metadata_address};
 use crate::error::Failure;
-use crate::socket::Socket;
+use crate::io::socket::{Socket, limit_buffers};
 
 /// How and for how long to connect.
 #[derive(Clone, Debug)]
 pub struct Connector {
     target: Target,
-    /// Bound on one attempt.
+    /// Bound on one attempt, whatever the number of addresses.
     timeout: Duration,
     /// Until then a refusal means that the app isn't up yet.
     patient_until: Instant,
@@ -40,25 +40,38 @@ pub enum Address {
 }
 
 impl Address {
-    /// Connects, without a bound in time.
+    /// Connects, without a bound in time. `buffer` bytes are what each of the socket's two buffers in the kernel may have,
+    /// if they are limited.
     ///
     /// # Errors
     ///
     /// The operating system's.
-    pub async fn connect(&self) -> io::Result<Socket> {
+    pub async fn connect(&self, buffer: Option<usize>) -> io::Result<Socket> {
         match self {
             Self::Tcp(address) => {
-                let socket = TcpStream::connect(address).await?;
+                let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                // Before the app hears how much it may send.
+                limit_buffers(&socket, buffer);
+                let socket = socket.connect(*address).await?;
                 socket.set_nodelay(true)?;
                 Ok(Socket::Tcp(socket))
             }
-            Self::Unix(path) => loop {
-                match connect_unix(path).await {
-                    // The backlog is full (uWSGI's has 100 places). A SYN would be sent again; here we have to.
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(FULL_PAUSE).await,
-                    connected => return connected.map(Socket::Unix),
+            Self::Unix(path) => {
+                let mut pause = FULL_PAUSE;
+                loop {
+                    match connect_unix(path).await {
+                        // The listen queue is full (uWSGI's has 100 places). A SYN would be sent again; here we have to.
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(pause).await,
+                        connected => {
+                            return connected.map(|socket| {
+                                limit_buffers(&socket, buffer);
+                                Socket::Unix(socket)
+                            });
+                        }
+                    }
+                    pause = (pause * 2).min(LONGEST_FULL_PAUSE);
                 }
-            },
+            }
         }
     }
 }
@@ -90,15 +103,15 @@ impl Connector {
         self.timeout
     }
 
-    /// Connects; while the app may still be starting, waits for it.
+    /// Connects; while the app may still be starting, waits for it. `buffer` as for [`Address::connect`].
     ///
     /// # Errors
     ///
     /// The reason of the last attempt.
-    pub async fn connect(&self) -> Result<(Socket, Address), Failure> {
+    pub async fn connect(&self, buffer: Option<usize>) -> Result<(Socket, Address), Failure> {
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.connect_once().await {
+            match self.connect_once(buffer).await {
                 Err(Failure::ConnectionRefused | Failure::Name) if Instant::now() + pause < self.patient_until => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -108,52 +121,53 @@ impl Connector {
         }
     }
 
-    /// One attempt at each of the target's addresses.
+    /// One attempt at each of the target's addresses. `buffer` as for [`Address::connect`].
     ///
     /// # Errors
     ///
     /// The reason of the last one.
-    pub async fn connect_once(&self) -> Result<(Socket, Address), Failure> {
+    pub async fn connect_once(&self, buffer: Option<usize>) -> Result<(Socket, Address), Failure> {
         let (name, port) = match &self.target {
-            Target::Known(address) => return self.attempt(address.clone()).await,
+            Target::Known(address) => return attempt(address.clone(), self.timeout, buffer).await,
             Target::Named(name, port) => (name.as_str(), *port),
         };
+        let deadline = Instant::now() + self.timeout;
         let found = tokio::time::timeout(self.timeout, tokio::net::lookup_host((name, port)));
-        let found = found.await.map_err(|_| Failure::Name)?;
+        let found: Vec<_> = found.await.map_err(|_| Failure::Name)?.map_err(|_| Failure::Name)?.collect();
         let mut outcome = Err(Failure::Name);
-        for address in found.map_err(|_| Failure::Name)? {
-            outcome = self.attempt(Address::Tcp(address)).await;
+        for (address, left) in found.iter().zip((1..=found.len()).rev()) {
+            // One that doesn't answer leaves time for the others.
+            let share = deadline.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(u32::MAX);
+            outcome = attempt(Address::Tcp(*address), share, buffer).await;
             if outcome.is_ok() {
                 break;
             }
         }
         outcome
     }
-
-    async fn attempt(&self, address: Address) -> Result<(Socket, Address), Failure> {
-        // A name may lead where no setting may: to the task's metadata, and its credentials.
-        if let Address::Tcp(address) = &address
-            && is_metadata_address(address.ip())
-        {
-            return Err(Failure::Prohibited);
+}
+/// One attempt at one address.
+async fn attempt(address: Address, timeout: Duration, buffer: Option<usize>) -> Result<(Socket, Address), Failure> {
+    // A name may lead where no setting may: to the task's metadata, and its credentials.
+    if let Address::Tcp(address) = &address
+        && is_metadata_address(address.ip())
+    {
+        return Err(Failure::Prohibited);
+    }
+    match tokio::time::timeout(timeout, address.connect(buffer)).await {
+        Err(_) => Err(Failure::ConnectTimeout),
+        Ok(Ok(socket)) => Ok((socket, address)),
+        Ok(Err(error)) if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE)) => {
+            Err(Failure::OutOfDescriptors)
         }
-        match tokio::time::timeout(self.timeout, address.connect()).await {
-            Err(_) => Err(Failure::ConnectTimeout),
-            Ok(Ok(socket)) => Ok((socket, address)),
-            Ok(Err(error))
-                if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE)) =>
-            {
-                Err(Failure::OutOfDescriptors)
-            }
-            Ok(Err(error)) => Err(match error.kind() {
-                // A path that isn't there yet, or whose listener is gone.
-                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::ConnectionRefused,
-                io::ErrorKind::TimedOut => Failure::ConnectTimeout,
-                io::ErrorKind::PermissionDenied if matches!(address, Address::Unix(_)) => Failure::Forbidden,
-                io::ErrorKind::ConnectionReset => Failure::ConnectionTerminated,
-                _ => Failure::Unreachable,
-            }),
-        }
+        Ok(Err(error)) => Err(match error.kind() {
+            // A path that isn't there yet, or whose listener is gone.
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::ConnectionRefused,
+            io::ErrorKind::TimedOut => Failure::ConnectTimeout,
+            io::ErrorKind::PermissionDenied if matches!(address, Address::Unix(_)) => Failure::Forbidden,
+            io::ErrorKind::ConnectionReset => Failure::ConnectionTerminated,
+            _ => Failure::Unreachable,
+        }),
     }
 }
 
@@ -173,7 +187,8 @@ pub fn uwsgi_name(path: &Path) -> Option<PathBuf> {
     })
 }
 
-/// An app that has fallen behind accepts again within milliseconds.
+/// An app that has fallen behind accepts again within milliseconds, as a rule.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_FULL_PAUSE: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);

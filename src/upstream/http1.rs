@@ -26,17 +26,18 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::body::RequestBody;
-use crate::error::Failure;
-use crate::flight::{Flight, WaitingFor};
+use crate::error::{Failure, Shed};
+use crate::io::flight::{Flight, Part, WaitingFor};
+use crate::io::memory::OpenSocket;
 use crate::log::Repeats;
-use crate::message::head::RequestHead;
+use crate::message::head::{MAX_FIELDS, RequestHead};
 use crate::message::uwsgi::Packet;
 use crate::metrics::{Count, Meter, Open};
 use crate::upstream::connect::Connector;
 use crate::upstream::keep_alive::KeepAlive;
 use crate::upstream::plain::{self, Asking, Heard, Told};
-use crate::upstream::stream::{Stream, StreamIo};
-use crate::upstream::{Answer, Limit, Source};
+use crate::upstream::stream::{BUFFER, Stream, StreamIo};
+use crate::upstream::{Answer, Bounds, Limit, Source, Switched, check_head};
 
 use relay::Content;
 pub(super) use relay::Relay;
@@ -60,6 +61,7 @@ pub(super) struct Pool {
     /// Where plain requests are written before they are sent.
     scratch: RefCell<Vec<u8>>,
     meter: Rc<Meter>,
+    bounds: Bounds,
 }
 
 /// A connection that carries no request.
@@ -84,14 +86,23 @@ pub(super) struct Connection {
     reused: bool,
     /// Whether the current request has been written to its end.
     is_request_written: bool,
+    place: Place,
+}
+
+/// A connection's share of `UPSTREAM_MAX_CONNECTIONS`, and of the metrics, until it is closed.
+#[derive(Debug)]
+pub struct Place {
     _permit: Option<OwnedSemaphorePermit>,
     _open: Open,
+    _socket: OpenSocket,
 }
 
 #[derive(Debug)]
 struct Hyper {
     sender: http1::SendRequest<RequestBody>,
     driver: http1::Connection<TokioIo<StreamIo>, RequestBody>,
+    /// Whether it takes large response heads.
+    large: bool,
 }
 
 impl Pool {
@@ -101,6 +112,7 @@ impl Pool {
         limit: Option<Arc<Limit>>,
         meter: Rc<Meter>,
         repeats: Arc<Repeats>,
+        bounds: Bounds,
     ) -> Rc<Self> {
         Rc::new(Self {
             connector,
@@ -113,6 +125,7 @@ impl Pool {
             keeps_alive: Cell::new(false),
             scratch: RefCell::default(),
             meter,
+            bounds,
         })
     }
 
@@ -133,17 +146,21 @@ impl Pool {
                 Ok(Turn::New(permit)) => permit,
             },
         };
-        let connected = self.connector.connect().await;
+        let (counted, buffer) = self.bounds.budget.socket();
+        let connected = self.connector.connect(buffer).await;
         let (socket, address) = connected.inspect_err(|failure| self.meter.connect_failed(*failure))?;
         Ok(Box::new(Connection {
-            stream: Stream::new(socket, address, self.connector.timeout()),
+            stream: Stream::new(socket, address, self.connector.timeout(), self.bounds.budget.hold()),
             read: BytesMut::new(),
             piece: plain::PIECE,
             hyper: None,
             reused: false,
             is_request_written: true,
-            _permit: permit,
-            _open: self.meter.open(Count::AppConnections, Count::AppConnectionsClosed),
+            place: Place {
+                _socket: counted,
+                _permit: permit,
+                _open: self.meter.open(Count::AppConnections, Count::AppConnectionsClosed),
+            },
         }))
     }
 
@@ -159,24 +176,32 @@ impl Pool {
     ) -> Result<Answer, Failure> {
         let idempotent = head.method.is_idempotent();
         let interim_to = takes_interim.then(|| Rc::clone(flight));
-        connection.stream.begin(connection.reused, idempotent, interim_to);
+        connection.stream.begin(connection.reused, idempotent, body.is_in_memory(), interim_to);
         self.meter.count(if connection.reused { Count::Reuses } else { Count::FirstUses }, 1);
         let heard = if plain {
             self.ask_plainly(&mut connection, head, &body, flight).await?
         } else {
-            Heard::Other(Bytes::new())
+            Heard::Other(Bytes::new(), true)
         };
         let response = match heard {
             Heard::Plain(response) => {
                 connection.piece = plain::piece(response.body().length);
                 response.map(|Told { read, length, keeps_alive }| Content::Plain { read, left: length, keeps_alive })
             }
-            Heard::Other(read) => {
-                if !read.is_empty() {
+            Heard::Other(read, large) => {
+                let is_counted = !read.is_empty();
+                if is_counted {
                     connection.stream.resume(&read);
                 }
-                connection.ask(head.take_request(body).ok_or(Failure::Internal)?, flight).await?.map(Content::Hyper)
+                let most = large.then_some(self.bounds.head);
+                let request = head.take_request(body).ok_or(Failure::Internal)?;
+                let response = connection.ask(request, flight, most).await?;
+                if !is_counted {
+                    check_head(response.headers(), self.bounds.head, flight)?;
+                }
+                response.map(Content::Hyper)
             }
+            Heard::Rejected(failure) => return Err(failure),
         };
         if connection.reused {
             self.keeps_alive.set(!connection.stream.was_repeated());
@@ -208,15 +233,28 @@ impl Pool {
         bytes.clear();
         let heard = if plain::write(&mut bytes, head, body) {
             let is_head = head.method == Method::HEAD;
-            let mut asking = Asking::new(&connection.stream, &bytes, is_head, &mut connection.read, connection.piece);
+            let mut asking = Asking::new(
+                &connection.stream,
+                &bytes,
+                is_head,
+                &mut connection.read,
+                if flight.has_memory() { connection.piece } else { plain::PIECE },
+                self.bounds.head,
+            );
             std::future::poll_fn(|cx| match asking.poll(cx) {
                 Poll::Ready(heard) => Poll::Ready(heard.map_err(|error| broken(&error))),
-                Poll::Pending => overdue(flight).map_or(Poll::Pending, |failure| Poll::Ready(Err(failure))),
+                Poll::Pending => {
+                    // A long head waits for its end here, and is kept until the response has ended.
+                    if asking.is_long() && !flight.charge(Part::Response, 3 * asking.read()) {
+                        return Poll::Ready(Err(Failure::MemoryFull(Shed::Busy)));
+                    }
+                    overdue(flight).map_or(Poll::Pending, |failure| Poll::Ready(Err(failure)))
+                }
             })
             .await
             .inspect(|_| connection.is_request_written = asking.is_written())?
         } else {
-            Heard::Other(Bytes::new())
+            Heard::Other(Bytes::new(), true)
         };
         bytes.shrink_to(plain::PIECE);
         self.scratch.replace(bytes);
@@ -241,8 +279,9 @@ impl Pool {
             self.found_closed(idle_for, *open_for, now);
             false
         });
-        // Another worker's request waits for what is idle here.
-        if self.limit.as_ref().is_some_and(|limit| limit.waiting.load(Ordering::Relaxed) > 0) {
+        // Another worker's request waits for what is idle here. One of this worker takes it by itself.
+        if self.waiting.get() == 0 && self.limit.as_ref().is_some_and(|limit| limit.waiting.load(Ordering::Relaxed) > 0)
+        {
             idle.pop_front();
         }
     }
@@ -358,15 +397,25 @@ impl Connection {
         self.stream.is_quiet()
     }
 
-    /// Sends a request with hyper.
-    async fn ask(&mut self, request: Request<RequestBody>, flight: &Flight) -> Result<Response<Incoming>, Failure> {
-        let Hyper { sender, driver } = match &mut self.hyper {
-            Some(hyper) => &mut **hyper,
-            none => {
+    /// Sends a request with hyper. `large` bounds the response's head, if it is or may be a large one.
+    async fn ask(
+        &mut self,
+        request: Request<RequestBody>,
+        flight: &Flight,
+        large: Option<usize>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let Hyper { sender, driver, .. } = match &mut self.hyper {
+            Some(hyper) if hyper.large || large.is_none() => &mut **hyper,
+            other => {
                 let io = TokioIo::new(StreamIo(Rc::clone(&self.stream)));
-                let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(io);
-                let (sender, driver) = handshake.await.map_err(|_| Failure::Internal)?;
-                none.insert(Box::new(Hyper { sender, driver }))
+                let mut builder = http1::Builder::new();
+                builder.max_buf_size(BUFFER);
+                if let Some(most) = large {
+                    // Not always: so many would cost every response an allocation.
+                    builder.max_buf_size(BUFFER.max(most + 1)).max_headers(MAX_FIELDS);
+                }
+                let (sender, driver) = builder.handshake(io).await.map_err(|_| Failure::Internal)?;
+                other.insert(Box::new(Hyper { sender, driver, large: large.is_some() }))
             }
         };
         let mut response = pin!(sender.try_send_request(request));
@@ -385,6 +434,12 @@ impl Connection {
             overdue(flight).map_or(Poll::Pending, |failure| Poll::Ready(Err(failure)))
         })
         .await
+        .map_err(|failure| {
+            // hyper has one error for both.
+            let read = self.hyper.take().map(|hyper| hyper.driver.into_parts().read_buf).unwrap_or_default();
+            let too_many = failure == Failure::ResponseHeadTooLarge && has_many_lines(&read);
+            if too_many { Failure::TooManyResponseHeaders } else { failure }
+        })
     }
 
     /// Drives what is left, hyper's way back to idle. False when the connection can't be used again.
@@ -396,13 +451,14 @@ impl Connection {
     }
 
     fn switch(self, response: Response<Content>) -> Result<Answer, Failure> {
-        let Self { hyper, stream, .. } = self;
-        let Hyper { sender, driver } = *hyper.ok_or(Failure::Internal)?;
+        let Self { hyper, stream, place, .. } = self;
+        let Hyper { sender, driver, .. } = *hyper.ok_or(Failure::Internal)?;
         drop(sender);
         let parts = driver.into_parts();
         drop(parts.io);
         let socket = stream.into_socket().ok_or(Failure::Internal)?;
-        Ok(Answer::Switched(response.map(drop), Box::new(socket), parts.read_buf.into()))
+        let switched = Switched { socket, early: parts.read_buf.into(), place };
+        Ok(Answer::Switched(response.map(drop), Box::new(switched)))
     }
 }
 
@@ -423,9 +479,15 @@ fn why(error: &hyper::Error) -> Failure {
     }
     match cause.and_then(|cause| cause.downcast_ref::<io::Error>()) {
         Some(error) => broken(error),
+        None if error.is_parse_too_large() => Failure::ResponseHeadTooLarge,
         None if error.is_parse() => Failure::ResponseMalformed,
         None => Failure::ConnectionTerminated,
     }
+}
+
+/// Whether that is more lines than a response's head may have, the status line with them.
+fn has_many_lines(head: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', head).nth(MAX_FIELDS).is_some()
 }
 
 /// What went wrong, from the stream's error.
@@ -444,5 +506,3 @@ fn broken(error: &io::Error) -> Failure {
 const CLOSING_TIME: Duration = Duration::from_millis(20);
 /// How long an idle connection keeps its buffer.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Bytes that hyper may hold for one direction of one connection; also the bound on a response head.
-const BUFFER: usize = 64 * 1024;

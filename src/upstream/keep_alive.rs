@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::io::timers::TICK;
 use crate::log::Repeats;
-use crate::timers::TICK;
 
 /// The last closings that one worker has seen.
 #[derive(Debug)]

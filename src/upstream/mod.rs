@@ -1,5 +1,6 @@
 //! Towards the app: what one request is sent over, whichever protocol the app speaks.
 
+mod ask;
 pub mod connect;
 pub mod h2c;
 mod http1;
@@ -7,6 +8,8 @@ mod keep_alive;
 mod plain;
 mod stream;
 pub mod uwsgi;
+
+pub use self::ask::ask;
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -16,21 +19,24 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::Response;
+use http::{HeaderMap, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Semaphore;
 
 use crate::body::RequestBody;
 use crate::config::Protocol;
 use crate::error::Failure;
-use crate::flight::Flight;
+use crate::io::flight::{Flight, Part};
+use crate::io::memory::Budget;
+use crate::io::socket::Socket;
+use crate::io::splice::Pipe;
 use crate::log::Repeats;
-use crate::message::head::RequestHead;
+use crate::message::head::{MAX_FIELDS, RequestHead, memory};
 use crate::message::uwsgi::Packet;
 use crate::metrics::Meter;
-use crate::socket::Socket;
-use crate::splice::Pipe;
 use crate::upstream::connect::Connector;
+
+pub use http1::Place;
 
 /// The app, as one worker sees it.
 #[derive(Debug)]
@@ -38,12 +44,23 @@ pub struct Upstream {
     pool: Pool,
     idle_timeout: Duration,
     limit: Option<Arc<Limit>>,
+    /// Bytes of a response head.
+    max_head: usize,
 }
 
 #[derive(Debug)]
 enum Pool {
     Http1(Rc<http1::Pool>),
     H2c(Rc<h2c::Pool>),
+}
+
+/// What bounds the memory of an exchange with the app.
+#[derive(Debug)]
+pub struct Bounds {
+    /// Bytes of a response head.
+    pub head: usize,
+    /// What long requests are kept in that may have to be sent again.
+    pub budget: Budget,
 }
 
 /// `UPSTREAM_MAX_CONNECTIONS`, for all workers together.
@@ -78,8 +95,19 @@ enum Source {
 pub enum Answer {
     /// A response.
     Response(Response<Relay>),
-    /// A 101, and the socket with what the app has sent on it already.
-    Switched(Response<()>, Box<Socket>, BytesMut),
+    /// A 101, and the connection.
+    Switched(Response<()>, Box<Switched>),
+}
+
+/// A connection that no longer speaks HTTP.
+#[derive(Debug)]
+pub struct Switched {
+    /// The socket.
+    pub socket: Socket,
+    /// What the app has sent on it already.
+    pub early: BytesMut,
+    /// What the connection counts against, to be kept until it is closed.
+    pub place: Place,
 }
 
 impl Limit {
@@ -99,14 +127,16 @@ impl Upstream {
         limit: Option<Arc<Limit>>,
         meter: Rc<Meter>,
         repeats: Arc<Repeats>,
+        bounds: Bounds,
     ) -> Rc<Self> {
+        let max_head = bounds.head;
         let pool = match protocol {
             Protocol::Http | Protocol::Uwsgi => {
-                Pool::Http1(http1::Pool::new(connector, idle_timeout, limit.clone(), meter, repeats))
+                Pool::Http1(http1::Pool::new(connector, idle_timeout, limit.clone(), meter, repeats, bounds))
             }
-            Protocol::H2c => Pool::H2c(h2c::Pool::new(connector, meter)),
+            Protocol::H2c => Pool::H2c(h2c::Pool::new(connector, meter, bounds)),
         };
-        Rc::new(Self { pool, idle_timeout, limit })
+        Rc::new(Self { pool, idle_timeout, limit, max_head })
     }
 
     /// A connection that is ready for a request: an idle one, or a new one. A request that is not idempotent
@@ -121,7 +151,7 @@ impl Upstream {
                 pool.connection(idempotent, queue_timeout).await.map(|connection| Lease(Inner::Http1(connection)))
             }
             Pool::H2c(pool) => {
-                // A connection is no measure here: what is limited is requests.
+                // What is limited is requests, because a connection carries many.
                 let permit = match &self.limit {
                     None => None,
                     Some(limit) => {
@@ -129,7 +159,7 @@ impl Upstream {
                         tokio::time::timeout(queue_timeout, permit).await.map_err(|_| Failure::LimitReached)?.ok()
                     }
                 };
-                pool.lease(permit).await.map(|lease| Lease(Inner::H2c(lease)))
+                pool.lease(permit, queue_timeout).await.map(|lease| Lease(Inner::H2c(lease)))
             }
         }
     }
@@ -155,6 +185,7 @@ impl Upstream {
             (Inner::H2c(lease), Pool::H2c(pool)) => {
                 // Boxed, so that an exchange of HTTP/1.1 doesn't carry its room.
                 let response = Box::pin(pool.send(lease, head, body, flight, takes_interim)).await?;
+                check_head(response.headers(), self.max_head, flight)?;
                 Ok(Answer::Response(response.map(|relay| Relay(Source::H2c(Box::new(relay))))))
             }
             (Inner::Http1(_), Pool::H2c(_)) | (Inner::H2c(_), Pool::Http1(_)) => Err(Failure::Internal),
@@ -185,6 +216,23 @@ impl Upstream {
         }
     }
 }
+
+/// Whether a response's head is one that is accepted, where the bytes were not counted as they came. A large one is
+/// charged to the memory budget until the exchange ends.
+fn check_head(headers: &HeaderMap, most: usize, flight: &Flight) -> Result<(), Failure> {
+    if headers.len() > MAX_FIELDS {
+        return Err(Failure::TooManyResponseHeaders);
+    }
+    let lines = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    if lines.sum::<usize>() > most {
+        return Err(Failure::ResponseHeadTooLarge);
+    }
+    flight.owe(Part::Response, memory(headers).saturating_sub(COVERED));
+    Ok(())
+}
+
+/// Bytes of a response's head in memory that are charged with its connection or stream.
+const COVERED: usize = 8 * 1024;
 
 impl Lease {
     /// Makes this a connection that speaks uwsgi: the packet takes the place of the head that will be sent. It is

@@ -19,10 +19,11 @@ use hyper::ext::ReasonPhrase;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::body::RequestBody;
+use crate::error::Failure;
 use crate::message::fields::content_length;
-use crate::message::head::{MAX_FIELDS, RequestHead, read_fields, write_field};
+use crate::message::head::{FEW_FIELDS, MAX_FIELDS, RequestHead, read_fields, write_field};
 use crate::message::names::{self, Name};
-use crate::upstream::stream::{Stream, StreamIo};
+use crate::upstream::stream::{BUFFER, Stream, StreamIo};
 
 /// Writes a request, if it is plain.
 pub(super) fn write(bytes: &mut Vec<u8>, head: &RequestHead, body: &RequestBody) -> bool {
@@ -41,7 +42,14 @@ pub(super) fn write(bytes: &mut Vec<u8>, head: &RequestHead, body: &RequestBody)
             Name::Known(names::CONTENT_LENGTH) => length.is_told(value),
             Name::Known(_) | Name::Other(_) => {}
         }
-        write_field(bytes, name.as_str(), value);
+        match name {
+            Name::Known(name) => {
+                name.write(bytes);
+                bytes.extend_from_slice(value);
+                bytes.extend_from_slice(b"\r\n");
+            }
+            Name::Other(name) => write_field(bytes, name.as_str(), value),
+        }
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);
@@ -78,6 +86,7 @@ pub(super) struct Asking<'a> {
     is_head: bool,
     read: &'a mut BytesMut,
     piece: usize,
+    max_head: usize,
 }
 
 /// What was read of an answer.
@@ -85,8 +94,10 @@ pub(super) struct Asking<'a> {
 pub(super) enum Heard {
     /// A plain one's head, and the beginning of its body.
     Plain(Response<Told>),
-    /// The beginning of another one.
-    Other(Bytes),
+    /// The beginning of another one, and whether its head is a large one.
+    Other(Bytes, bool),
+    /// One that is not accepted.
+    Rejected(Failure),
 }
 
 /// How an answer goes on.
@@ -108,15 +119,26 @@ impl<'a> Asking<'a> {
         is_head: bool,
         read: &'a mut BytesMut,
         piece: usize,
+        max_head: usize,
     ) -> Self {
         // Nearly always the room of the last answer, which has gone.
         read.reserve(piece);
-        Self { io: StreamIo(Rc::clone(stream)), request, is_head, read, piece }
+        Self { io: StreamIo(Rc::clone(stream)), request, is_head, read, piece, max_head }
     }
 
     /// Whether all of the request has been written. An app may answer before.
     pub(super) fn is_written(&self) -> bool {
         self.request.is_empty()
+    }
+
+    /// Bytes of a head that isn't complete.
+    pub(super) fn read(&self) -> usize {
+        self.read.len()
+    }
+
+    /// Whether that is more than a connection's usual buffer.
+    pub(super) fn is_long(&self) -> bool {
+        self.read.len() > PIECE
     }
 
     /// Ready when the answer's head has been read.
@@ -132,11 +154,18 @@ impl<'a> Asking<'a> {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
             let bytes = self.read.split().freeze();
-            match parse(&bytes, self.is_head) {
-                Parsed::Partial => self.read.extend_from_slice(&bytes),
-                Parsed::Plain(response) => return Poll::Ready(Ok(Heard::Plain(response))),
-                Parsed::Other => return Poll::Ready(Ok(Heard::Other(bytes))),
-            }
+            return Poll::Ready(Ok(match parse(&bytes, self.is_head, self.max_head) {
+                Parsed::Partial => {
+                    // Each time as much as there is already: what is parsed again stays in proportion.
+                    self.piece = self.piece.max(bytes.len());
+                    self.read.extend_from_slice(&bytes);
+                    continue;
+                }
+                Parsed::Plain(response) => Heard::Plain(response),
+                Parsed::Other { large } => Heard::Other(bytes, large),
+                Parsed::TooLarge => Heard::Rejected(Failure::ResponseHeadTooLarge),
+                Parsed::TooMany => Heard::Rejected(Failure::TooManyResponseHeaders),
+            }));
         }
     }
 }
@@ -159,20 +188,53 @@ pub(super) fn poll_read(
 enum Parsed {
     Partial,
     Plain(Response<Told>),
-    Other,
+    /// `large`: with more lines or bytes than hyper takes unless it is asked to.
+    Other {
+        large: bool,
+    },
+    /// More bytes than are accepted.
+    TooLarge,
+    /// More lines.
+    TooMany,
 }
 
-/// Reads an answer's head.
-fn parse(bytes: &Bytes, is_head: bool) -> Parsed {
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+/// Reads an answer's head of up to `max_head` bytes.
+fn parse(bytes: &Bytes, is_head: bool, max_head: usize) -> Parsed {
+    match parse_into(&mut [const { MaybeUninit::uninit() }; FEW_FIELDS], bytes, is_head, max_head) {
+        Parsed::TooMany => parse_many(bytes, is_head, max_head),
+        parsed => parsed,
+    }
+}
+
+/// The same for a head with more lines than nearly every one has: they go on the heap.
+#[cold]
+#[inline(never)]
+fn parse_many(bytes: &Bytes, is_head: bool, max_head: usize) -> Parsed {
+    match parse_into(&mut vec![MaybeUninit::uninit(); MAX_FIELDS], bytes, is_head, max_head) {
+        Parsed::Other { .. } => Parsed::Other { large: true },
+        parsed => parsed,
+    }
+}
+
+#[inline]
+fn parse_into<'b>(
+    lines: &mut [MaybeUninit<httparse::Header<'b>>],
+    bytes: &'b Bytes,
+    is_head: bool,
+    max_head: usize,
+) -> Parsed {
     let mut found = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut found, bytes, &mut lines);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut found, bytes, lines);
     let length = match parsed {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Parsed::Partial,
-        Ok(httparse::Status::Partial) | Err(_) => return Parsed::Other,
+        Ok(httparse::Status::Complete(length)) if length <= max_head => length,
+        Ok(httparse::Status::Partial) if bytes.len() <= max_head => return Parsed::Partial,
+        Ok(httparse::Status::Complete(_) | httparse::Status::Partial) => return Parsed::TooLarge,
+        Err(httparse::Error::TooManyHeaders) => return Parsed::TooMany,
+        // What is wrong with it, hyper says.
+        Err(_) => return Parsed::Other { large: bytes.len() >= BUFFER },
     };
-    response(&found, bytes.slice(length..), bytes, is_head).map_or(Parsed::Other, Parsed::Plain)
+    response(&found, bytes.slice(length..), bytes, is_head)
+        .map_or(Parsed::Other { large: length >= BUFFER }, Parsed::Plain)
 }
 
 fn response(found: &httparse::Response<'_, '_>, read: Bytes, bytes: &Bytes, is_head: bool) -> Option<Response<Told>> {
@@ -213,8 +275,6 @@ fn response(found: &httparse::Response<'_, '_>, read: Bytes, bytes: &Bytes, is_h
     Some(response)
 }
 
-/// Bytes of an answer's head.
-const MAX_HEAD: usize = 64 * 1024;
 /// Bytes to be read at first of an answer that is like one of this length.
 pub(super) fn piece(length: u64) -> usize {
     match usize::try_from(length) {
@@ -234,12 +294,12 @@ mod tests {
     use super::*;
 
     fn heard(head: &str, is_head: bool) -> Option<(u64, bool, usize)> {
-        match parse(&Bytes::copy_from_slice(head.as_bytes()), is_head) {
+        match parse(&Bytes::copy_from_slice(head.as_bytes()), is_head, 64 * 1024) {
             Parsed::Plain(response) => {
                 let told = response.body();
                 Some((told.length, told.keeps_alive, told.read.len()))
             }
-            Parsed::Partial | Parsed::Other => None,
+            Parsed::Partial | Parsed::Other { .. } | Parsed::TooLarge | Parsed::TooMany => None,
         }
     }
 
@@ -249,6 +309,31 @@ mod tests {
         assert_eq!(heard("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true), Some((0, true, 0)));
         assert_eq!(heard("HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n", false), Some((0, true, 0)));
         assert_eq!(heard("HTTP/1.1 204 No Content\r\nConnection: X, Close\r\n\r\n", false), Some((0, false, 0)));
+    }
+
+    #[test]
+    fn a_head_is_bounded_in_bytes_and_lines() {
+        let parsed = |head: &str, most: usize| parse(&Bytes::copy_from_slice(head.as_bytes()), false, most);
+        let with =
+            |count: usize, framing: &str| format!("HTTP/1.1 200 OK\r\n{framing}\r\n{}\r\n", "A: b\r\n".repeat(count));
+        let (plain, chunked) = ("Content-Length: 0", "Transfer-Encoding: chunked");
+        for count in [0, 99, 100, 999] {
+            assert!(matches!(parsed(&with(count, plain), 1 << 16), Parsed::Plain(_)), "{count}");
+            let large = count >= FEW_FIELDS;
+            assert!(
+                matches!(parsed(&with(count, chunked), 1 << 16), Parsed::Other { large: is } if is == large),
+                "{count}"
+            );
+        }
+        for framing in [plain, chunked] {
+            assert!(matches!(parsed(&with(1000, framing), 1 << 16), Parsed::TooMany));
+            let head = with(200, framing);
+            assert!(matches!(parsed(&head, head.len() - 1), Parsed::TooLarge));
+            assert!(!matches!(parsed(&head, head.len()), Parsed::TooLarge));
+            // Without its end.
+            assert!(matches!(parsed(&head[..900], 900), Parsed::Partial));
+            assert!(matches!(parsed(&head[..900], 899), Parsed::TooLarge));
+        }
     }
 
     #[test]

@@ -17,11 +17,12 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::flight::Flight;
+use crate::io::flight::Flight;
+use crate::io::memory::Held;
+use crate::io::socket::Socket;
+use crate::io::splice::{Moved, Pipe};
 use crate::message::interim::{self, Found};
 use crate::message::uwsgi::Packet;
-use crate::socket::Socket;
-use crate::splice::{Moved, Pipe};
 use crate::upstream::connect::Address;
 use crate::upstream::uwsgi::Exchange;
 
@@ -62,8 +63,13 @@ struct Request {
     attempt: Attempt,
     /// Whether the method is idempotent (RFC 9110 §9.2.2), so that it may be sent again after it was written.
     idempotent: bool,
+    /// Whether all of it is in memory, so that a long one is kept as well.
+    in_memory: bool,
     /// What was written, as long as it may have to be written again.
     sent: Vec<u8>,
+    /// Bytes that `sent` may have: more than [`MAX_REPEATED`] are counted in `held`.
+    most: usize,
+    held: Held,
     written: u64,
     client: Option<Rc<Flight>>,
 }
@@ -80,7 +86,7 @@ enum Attempt {
 
 impl Stream {
     /// The state of a new connection.
-    pub(super) fn new(socket: Socket, address: Address, connect_timeout: Duration) -> Rc<Self> {
+    pub(super) fn new(socket: Socket, address: Address, connect_timeout: Duration, held: Held) -> Rc<Self> {
         Rc::new(Self {
             socket: RefCell::new(socket),
             address,
@@ -88,7 +94,10 @@ impl Stream {
             request: RefCell::new(Request {
                 attempt: Attempt::Last,
                 idempotent: false,
+                in_memory: false,
                 sent: Vec::new(),
+                most: MAX_REPEATED,
+                held,
                 written: 0,
                 client: None,
             }),
@@ -101,11 +110,12 @@ impl Stream {
         })
     }
 
-    /// A request is about to be written. `client` gets interim responses.
-    pub(super) fn begin(&self, reused: bool, idempotent: bool, client: Option<Rc<Flight>>) {
+    /// A request is about to be written. `in_memory`: all of it, so that it may be kept. `client` gets interim responses.
+    pub(super) fn begin(&self, reused: bool, idempotent: bool, in_memory: bool, client: Option<Rc<Flight>>) {
         let mut request = self.request.borrow_mut();
         request.attempt = if reused { Attempt::First } else { Attempt::Last };
         request.idempotent = idempotent;
+        request.in_memory = in_memory;
         request.sent.clear();
         request.written = 0;
         request.client = client;
@@ -128,6 +138,11 @@ impl Stream {
     /// Reads in small pieces, or not any more.
     pub(super) fn read_little(&self, little: bool) {
         self.little.set(little);
+    }
+
+    /// Whether its reads are small.
+    pub(super) fn reads_little(&self) -> bool {
+        self.little.get()
     }
 
     /// The packet goes out in place of the head that hyper writes.
@@ -169,8 +184,7 @@ impl Stream {
     pub(super) fn end(&self) {
         let mut request = self.request.borrow_mut();
         request.client = None;
-        request.sent.clear();
-        request.sent.shrink_to(KEPT);
+        request.forget();
         self.little.set(false);
     }
 
@@ -195,7 +209,7 @@ impl Stream {
         if may {
             let (address, connect_timeout) = (self.address.clone(), self.connect_timeout);
             request.attempt = Attempt::Reconnecting(Box::pin(async move {
-                tokio::time::timeout(connect_timeout, address.connect()).await?
+                tokio::time::timeout(connect_timeout, address.connect(None)).await?
             }));
         }
         may
@@ -232,8 +246,9 @@ impl Stream {
         if !matches!(request.attempt, Attempt::First) || !request.idempotent {
             return;
         }
-        if request.sent.len() + count > MAX_REPEATED {
+        if request.sent.len() + count > request.most && !request.keep(count) {
             request.attempt = Attempt::Last;
+            request.forget();
             return;
         }
         for slice in slices {
@@ -300,7 +315,9 @@ impl Stream {
                 Ok(()) if self.awaiting_head.replace(false) && !self.looked_at.borrow().is_empty() => continue,
                 ended => return Poll::Ready(ended),
             }
-            self.answered.set(true);
+            if !self.answered.replace(true) && self.request.borrow().most > MAX_REPEATED {
+                self.request.borrow_mut().forget();
+            }
             if let Some(exchange) = &mut *self.uwsgi.borrow_mut() {
                 exchange.check(&buf.filled()[before..])?;
             }
@@ -319,15 +336,7 @@ impl Stream {
     }
 
     fn read_some(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut socket = self.socket.borrow_mut();
-        if !self.little.get() {
-            return Pin::new(&mut *socket).poll_read(cx, buf);
-        }
-        let mut little = ReadBuf::new(buf.initialize_unfilled_to(LITTLE.min(buf.remaining())));
-        ready!(Pin::new(&mut *socket).poll_read(cx, &mut little))?;
-        let count = little.filled().len();
-        buf.advance(count);
-        Poll::Ready(Ok(()))
+        self.socket.borrow_mut().poll_read_at_most(cx, buf, if self.little.get() { LITTLE } else { usize::MAX })
     }
 
     /// Sends on the interim responses at the start of `bytes`.
@@ -344,6 +353,28 @@ impl Stream {
                 Found::Incomplete | Found::Final => return self.awaiting_head.set(false),
             }
         }
+    }
+}
+
+impl Request {
+    /// Lets `sent` have `count` bytes more. False when the body is not in memory anyway, or memory
+    /// is short.
+    fn keep(&mut self, count: usize) -> bool {
+        let more = self.most.max(count);
+        let kept = self.in_memory && self.held.take(more);
+        if kept {
+            self.most += more;
+            self.sent.reserve_exact(self.most - self.sent.len());
+        }
+        kept
+    }
+
+    /// Nothing has to be written again.
+    fn forget(&mut self) {
+        self.sent.clear();
+        self.sent.shrink_to(KEPT);
+        self.held.give_back(usize::MAX);
+        self.most = MAX_REPEATED;
     }
 }
 
@@ -398,3 +429,5 @@ const KEPT: usize = 4 * 1024;
 const LITTLE: usize = 8 * 1024 - 1;
 /// Bytes of one interim response. What is longer goes to hyper, which refuses it.
 const MAX_INTERIM: usize = 16 * 1024;
+/// Bytes that hyper may hold for one direction of one connection, unless a response's head is larger.
+pub(super) const BUFFER: usize = 64 * 1024;

@@ -11,10 +11,10 @@ use std::task::{Context, Poll, ready};
 use http::{HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::io::socket::Socket;
 use crate::message::head::RequestHead;
 use crate::message::names::{CONNECTION, CONTENT_LENGTH};
 use crate::message::uwsgi::Packet;
-use crate::socket::Socket;
 
 /// What is left of a head for hyper once its packet is made: the method, which says whether the answer has a body,
 /// and the length of the request's.

@@ -87,6 +87,10 @@ def stream(request):
     return response
 
 
+def noise(request):
+    return StreamingHttpResponse((bytes([part]) * (1 << 20) for part in range(20)), content_type="application/octet-stream")
+
+
 def download(request):
     """Five MiB of a file, which the server may send without Django."""
     file = tempfile.TemporaryFile()
@@ -103,6 +107,7 @@ urlpatterns = [
     path("meta/<path:rest>", lambda request, rest: meta(request)),
     path("upload", upload),
     path("stream", stream),
+    path("noise", noise),
     path("download", download),
 ]
 

@@ -108,8 +108,9 @@ impl Row {
 /// What a healthy client may lose at most when twice its quiet time is less. On a machine with few cores the attackers
 /// themselves are in its way.
 const SLACK: Duration = Duration::from_millis(3);
-/// The same where other tests run, too.
-const SLACK_AMONG_OTHERS: Duration = Duration::from_millis(50);
+/// The same where other tests, and whatever else keeps the machine busy, run too. A client that is starved waits for
+/// seconds.
+const SLACK_AMONG_OTHERS: Duration = Duration::from_millis(250);
 
 /// The rows as Markdown.
 pub fn table(rows: &[Row], full: bool) -> String {

@@ -406,7 +406,7 @@ async fn answers(stream: &mut TcpStream, count: usize, expected: &str) -> (Strin
 
 async fn malformed(address: SocketAddr, number: usize) -> (String, usize) {
     let long = format!("GET / HTTP/1.1\r\nHost: www.example.com\r\nX-A: {}\r\n\r\n", "a".repeat(70 << 10));
-    let many = format!("GET / HTTP/1.1\r\nHost: www.example.com\r\n{}\r\n", "X-A: b\r\n".repeat(200));
+    let many = format!("GET / HTTP/1.1\r\nHost: www.example.com\r\n{}\r\n", "X-A: b\r\n".repeat(1001));
     let requests = [
         "GET / HTTP/1.1\nHost: www.example.com\n\n",
         "GET / HTTP/1.1\r\nHost: www.example.com\r\nHost: www.example.com\r\n\r\n",

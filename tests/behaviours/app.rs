@@ -2,18 +2,18 @@
 //! Which script is played, the first segment of the request's path says.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
 use crate::support::app::{self, Received, Then};
+use crate::support::http2;
 use crate::support::tls::Stream;
 use crate::support::unix::{SocketPath, UnixSocket};
 use crate::support::uwsgi::{Packet, UwsgiApp};
 use crate::support::wire::{Field, Framing, Input};
-use crate::support::{eventually, http2};
 
 /// What hostward connects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,7 @@ struct Stage {
     scripts: Mutex<HashMap<String, Vec<Step>>>,
     seen: Mutex<Vec<Seen>>,
     released: Mutex<HashSet<String>>,
+    change: Condvar,
 }
 
 /// Kept running.
@@ -145,6 +146,7 @@ impl App {
     /// Ends the hold.
     pub fn release(&self, key: &str) {
         self.stage.released.lock().unwrap().insert(key.to_owned());
+        self.stage.change.notify_all();
     }
 
     /// The requests that have come.
@@ -177,6 +179,12 @@ impl Stage {
 
     fn update(&self, number: usize, what: impl FnOnce(&mut Seen)) {
         what(&mut self.seen.lock().unwrap()[number]);
+    }
+
+    /// Waits as long as the row takes, however busy the machine is: every cell releases its key at its end.
+    fn wait_released(&self, key: &str) {
+        let released = self.released.lock().unwrap();
+        drop(self.change.wait_while(released, |released| !released.contains(key)).unwrap());
     }
 
     fn is_released(&self, key: &str) -> bool {
@@ -250,7 +258,7 @@ fn play(stage: &Stage, input: &mut Input, seen: Seen, framing: Framing, chunks: 
                 return Then::Close;
             }
             Step::Hold => {
-                eventually("the row releases the app", || stage.is_released(&key).then_some(()));
+                stage.wait_released(&key);
                 Ok(())
             }
             Step::Gone => {

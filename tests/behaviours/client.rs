@@ -15,8 +15,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::behaviours::app::{lines, lower, map, pairs};
+use crate::support::http2;
 use crate::support::wire::{self, Client, Field, Framing};
-use crate::support::{PATIENCE, http2};
 
 /// Where a client comes in, and how it speaks.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +90,9 @@ enum Wire {
     },
 }
 
+/// A hang becomes a failure. Twenty ways are taken at once here, so that a busy machine needs a while for one transfer.
+const BOUND: Duration = Duration::from_mins(1);
+
 /// Where HTTP/2 connections are kept going while a row does something else.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     thread::spawn(|| RUNTIME.block_on(std::future::pending::<()>()));
@@ -140,6 +143,7 @@ impl Door {
             })
         } else {
             let mut client = connect(self.address);
+            client.input.patience = BOUND;
             client.send(ask.http1());
             let chunked = ask.length == Length::Unknown;
             Wire::Http1 { client, to_head: ask.method == "HEAD", chunked, framing: Framing::Empty }
@@ -421,6 +425,6 @@ impl Talk {
 
 fn run<T>(what: impl Future<Output = T>) -> T {
     RUNTIME
-        .block_on(async { tokio::time::timeout(PATIENCE, what).await })
-        .unwrap_or_else(|_| panic!("not within {PATIENCE:?}"))
+        .block_on(async { tokio::time::timeout(BOUND, what).await })
+        .unwrap_or_else(|_| panic!("not within {BOUND:?}"))
 }

@@ -125,8 +125,7 @@ fn compare(way: &Way, expected: &[Vec<u8>], arrived: &Arrived) -> Result<(), Str
             .collect();
         return if expected == got { Ok(()) } else { Err(format!("not {expected:?}\n    but {got:?}")) };
     }
-    let port = way.hostward.address.port();
-    let expected: Vec<_> = expected.iter().map(|request| plain(&whole(request, port))).collect();
+    let expected: Vec<_> = expected.iter().map(|request| plain(&whole(request))).collect();
     let got: Vec<_> = arrived.requests.iter().map(|request| plain(request)).collect();
     // Streamed, a body keeps its chunks, but not their borders: the content is compared.
     let same = if way.streams {
@@ -139,7 +138,7 @@ fn compare(way: &Way, expected: &[Vec<u8>], arrived: &Arrived) -> Result<(), Str
 }
 
 /// A request of the table with the fields that hostward writes on every one.
-fn whole(request: &[u8], port: u16) -> Vec<u8> {
+fn whole(request: &[u8]) -> Vec<u8> {
     let (head, body) = cut(request);
     let lines: Vec<&[u8]> = split(head).collect();
     let field = |name: &str| lines.iter().find_map(|line| line.strip_prefix(format!("{name}: ").as_bytes()));
@@ -149,10 +148,11 @@ fn whole(request: &[u8], port: u16) -> Vec<u8> {
         ("host", &*host),
         ("x-forwarded-for", "127.0.0.1"),
         ("x-forwarded-proto", "http"),
-        ("x-forwarded-port", &port.to_string()),
+        ("x-forwarded-port", host.rsplit_once(':').map_or("80", |(_, port)| port)),
         ("x-forwarded-host", &host),
         ("x-real-ip", "127.0.0.1"),
         ("x-request-id", "*"),
+        ("x-request-start", "*"),
     ] {
         if field(name).is_none() {
             out.extend(format!("\r\n{name}: {value}").as_bytes());
@@ -161,13 +161,15 @@ fn whole(request: &[u8], port: u16) -> Vec<u8> {
     [&out, &b"\r\n\r\n"[..], body].concat()
 }
 
-/// A request with its fields in the order of their names, and any id. The order of lines of one name counts.
+/// A request with its fields in the order of their names, and any id and time. The order of lines of one name counts.
 fn plain(request: &[u8]) -> Vec<u8> {
     let (head, body) = cut(request);
     let mut lines: Vec<Vec<u8>> = split(head).map(<[u8]>::to_vec).collect();
     for line in &mut lines {
-        if line.starts_with(b"x-request-id: ") {
-            *line = b"x-request-id: *".to_vec();
+        for name in ["x-request-id", "x-request-start"] {
+            if line.starts_with(format!("{name}: ").as_bytes()) {
+                *line = format!("{name}: *").into_bytes();
+            }
         }
     }
     let name = |line: &Vec<u8>| line.split(|byte| *byte == b':').next().map(<[u8]>::to_vec);

@@ -2,12 +2,12 @@
 //! and prepares for them once.
 
 use std::ffi::OsStr;
-use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::Value;
 
+use crate::support::skip;
 use crate::support::wire::text;
 
 /// Where the project is, and so the files that are under test.
@@ -25,8 +25,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// `None` where no engine answers: the test is skipped, and the reason is on the terminal. An engine that can't do
-    /// what the tests need skips them too, but with `CI=true` that is a failure.
+    /// `None` where there is no engine, or one that can't do what the tests need: the test is skipped, and the reason is
+    /// on the terminal. With `CI=true` that is a failure.
     pub fn get() -> Option<&'static Self> {
         static ENGINE: OnceLock<Option<Engine>> = OnceLock::new();
         ENGINE.get_or_init(Self::prepare).as_ref()
@@ -34,7 +34,7 @@ impl Engine {
 
     fn prepare() -> Option<Self> {
         if let Err(why) = run(QUICK, &["docker", "version", "--format", "{{.Server.Version}}"], &[]) {
-            return skip(&format!("no Docker engine answers: {why}"));
+            return unavailable(&format!("a Docker engine: {why}"));
         }
         let ways: [&'static [&'static str]; 2] = [&["docker", "compose"], &["docker-compose"]];
         let compose = ways.into_iter().find(|way| run(QUICK, &[way, &["version"][..]].concat(), &[]).is_ok());
@@ -44,8 +44,7 @@ impl Engine {
         });
         match prepared {
             Ok(engine) => Some(engine),
-            Err(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => panic!("CI can't skip this: {why}"),
-            Err(why) => skip(&why),
+            Err(why) => unavailable(&why),
         }
     }
 
@@ -78,9 +77,8 @@ impl Engine {
     }
 }
 
-/// Says why. Not by `eprintln!`, which the test harness would keep to itself.
-fn skip(why: &str) -> Option<Engine> {
-    writeln!(io::stderr(), "skipped: {why}").ok();
+fn unavailable(why: &str) -> Option<Engine> {
+    skip(why);
     None
 }
 

@@ -110,12 +110,20 @@ pub const ROWS: &[Row] = &[
     Row {
         fault: "the head of its answer is 4 MiB long",
         play: || says_all(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\n\r\n", "a".repeat(4 << 20))),
-        expected: ("502 http_protocol_error", "502 http_protocol_error, `app sent a malformed answer`", 1),
+        expected: (
+            "502 http_response_header_section_size",
+            "502 http_response_header_section_size, `response head too large`",
+            1,
+        ),
     },
     Row {
         fault: "its answer has 10,000 fields",
         play: || says_all(format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{}\r\n", "A: b\r\n".repeat(10_000))),
-        expected: ("502 http_protocol_error", "502 http_protocol_error, `app sent a malformed answer`", 1),
+        expected: (
+            "502 http_response_header_section_size",
+            "502 http_response_header_section_size, `too many response headers`",
+            1,
+        ),
     },
     Row {
         fault: "100,000 interim answers, and no final one",

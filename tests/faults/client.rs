@@ -86,7 +86,7 @@ pub const ROWS: &[Row] = &[
             let fields = "A: b\r\n".repeat(10_000);
             unparsed(&[], &format!("GET /fault HTTP/1.1\r\nHost: www.example.com\r\n{fields}\r\n"))
         },
-        expected: ("431 http_request_error, closed", "431 http_request_error, `request too large`", 0),
+        expected: ("431 http_request_error, closed", "431 http_request_error, `too many headers`", 0),
     },
     Row {
         fault: "its body is longer than allowed",

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{FIRST, GET, Outcome, Row, shown};
-use crate::support::app::{App, hang};
+use crate::support::app::{App, echo, hang};
 use crate::support::hostward::{Hostward, LogReader};
 use crate::support::kernel::descriptors;
 use crate::support::metadata::{Metadata, Reply};
@@ -41,17 +41,13 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         fault: "no directory for a long body that may be streamed",
-        play: || Outcome::of(&Task::echo(&[NOWHERE]), upload(2 << 20)),
+        play: || Outcome::of(&Task::echo(&[NOWHERE, ("HOSTWARD_BUFFER_RESPONSES", "4MiB")]), upload(2 << 20)),
         expected: ("200", "`can't spool`", 1),
     },
     Row {
         fault: "no memory for another body, and no directory",
         play: no_memory,
-        expected: (
-            "503 proxy_internal_error",
-            "503 proxy_internal_error, `can't spool`, `no memory for a request body`",
-            0,
-        ),
+        expected: ("503 proxy_internal_error, closed", "503 proxy_internal_error, `can't spool`, `memory short`", 0),
     },
     Row {
         fault: "the log driver stalls",
@@ -153,15 +149,19 @@ fn no_descriptor_for_the_app() -> Outcome {
 }
 
 fn no_memory() -> Outcome {
-    let task = Task::echo(&[NOWHERE, ("HOSTWARD_BODY_TIMEOUT", "5s"), ("HOSTWARD_BUFFER_MEMORY", "4MiB")]);
-    // Ten bodies of 4 MiB, at most 32 of which fit; each of them goes on, a byte at a time.
+    let settings = [NOWHERE, ("HOSTWARD_BODY_TIMEOUT", "5s"), ("HOSTWARD_BUFFER_MEMORY", "4MiB")];
+    let task = Task::start_with_memory(88, &settings, echo).expect("a memory cgroup, which root can make");
+    // Ten bodies of 4 MiB, and a budget of 33; each of them goes on, a byte at a time.
     let body = upload((4 << 20) - 1);
     let mut clients: Vec<_> = (0..10).map(|_| task.client()).collect();
-    for client in &mut clients {
-        let stream = client.input.stream.tcp();
-        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    for at in 0..clients.len() {
+        clients[at].input.stream.tcp().set_write_timeout(Some(Duration::from_millis(300))).unwrap();
         // hostward doesn't read on when it has no room.
-        client.try_send(&body[..body.len() - 1000]).ok();
+        clients[at].try_send(&body[..body.len() - 1000]).ok();
+        // However long that took, none of the others has paused for the timeout.
+        for earlier in &mut clients[..at] {
+            earlier.try_send("a").ok();
+        }
     }
     let mut answered = None;
     let answer = eventually("one is answered", || {

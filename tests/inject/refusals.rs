@@ -28,6 +28,23 @@ fn it_refuses_what_it_cannot_put_itself_before() {
     assert_eq!(ask(&fargate.to_string(), &[]).code, 0);
     fargate["networkMode"] = Value::Null;
     refused(&fargate, &[], &["FARGATE", "awsvpc"]);
+    for (list, mode, code) in [
+        (json!(["EC2", "FARGATE"]), Value::Null, 2),
+        (json!(["FARGATE", "EC2"]), Value::Null, 2),
+        (json!(["EC2", "FARGATE"]), json!("bridge"), 2),
+        (json!(["EC2", "FARGATE"]), json!("awsvpc"), 0),
+        (json!(["EC2"]), Value::Null, 0),
+        (json!([]), Value::Null, 0),
+    ] {
+        (fargate["requiresCompatibilities"], fargate["networkMode"]) = (list, mode);
+        assert_eq!(ask(&fargate.to_string(), &[]).code, code, "{fargate}");
+    }
+    (fargate["requiresCompatibilities"], fargate["networkMode"]) = (json!(["EC2", "FARGATE"]), Value::Null);
+    refused(&fargate, &[], &["FARGATE", "awsvpc"]);
+    if let Some(object) = fargate.as_object_mut() {
+        object.shift_remove("networkMode");
+    }
+    refused(&fargate, &[], &["FARGATE", "awsvpc"]);
     let mut windows = task(&[("app", &[8000])]);
     windows["runtimePlatform"] = json!({ "operatingSystemFamily": "WINDOWS_SERVER_2022_CORE" });
     refused(&windows, &[], &["Linux"]);

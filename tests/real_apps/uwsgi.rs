@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{alb_probe, before, get, json};
+use crate::read_ahead::slow_client;
 use crate::support::hostward::Hostward;
 use crate::support::python::{Server, Site};
 use crate::support::wire::{Client, ask};
@@ -55,7 +56,7 @@ fn django_gets_every_variable_and_only_these_of_the_clients() {
         ];
         let said = json(&client.ask(get("/meta/caf%C3%A9%2Fb?q=%20", &lines)).expect(200));
         assert_eq!((&said["path"], &said["meta"]["wsgi.url_scheme"]), (&"/meta/café/b".into(), &"https".into()));
-        let meta: BTreeMap<&str, &str> = said["meta"]
+        let mut meta: BTreeMap<&str, &str> = said["meta"]
             .as_object()
             .unwrap()
             .iter()
@@ -63,6 +64,8 @@ fn django_gets_every_variable_and_only_these_of_the_clients() {
             .filter(|(name, _)| !name.starts_with("wsgi.") && !name.starts_with("uwsgi."))
             .map(|(name, value)| (&**name, value.as_str().unwrap()))
             .collect();
+        let start = meta.remove("HTTP_X_REQUEST_START");
+        assert!(start.is_some_and(|start| start.starts_with("t=")), "{start:?}");
         let expected = BTreeMap::from([
             ("REQUEST_METHOD", "GET"),
             ("REQUEST_URI", "/meta/caf%C3%A9%2Fb?q=%20"),
@@ -284,5 +287,36 @@ fn the_ready_path_is_asked_for_in_uwsgi() {
         ask(ready.admin, get("/readyz", &["Host: localhost"])).expect(200);
         let not = before(&site, &[("HOSTWARD_READY_PATH", "/nothing-here")]);
         ask(not.admin, get("/readyz", &["Host: localhost"])).expect(503);
+    }
+}
+
+#[test]
+fn a_client_that_pauses_for_longer_than_uwsgis_socket_timeout_gets_all_of_a_response_without_a_length() {
+    const PART: usize = 1 << 20;
+    with_both(|_, hostward| {
+        let mut client = slow_client(hostward.address);
+        client.send(get("/noise", &[HOST, "Connection: close"]));
+        let head = client.answer_head().expect(200);
+        assert_eq!(head.field("content-length"), None, "{}", head.head);
+        // uWSGI's default is 4 s.
+        std::thread::sleep(Duration::from_secs(6));
+        let body = dechunk(&client.rest());
+        assert_eq!(body.len(), 20 * PART);
+        assert!(body.chunks(PART).enumerate().all(|(at, part)| part.iter().all(|byte| usize::from(*byte) == at)));
+    });
+}
+
+/// The content of a chunked body, which has to be whole.
+fn dechunk(mut rest: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let end = rest.windows(2).position(|pair| pair == b"\r\n").unwrap();
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+        if size == 0 {
+            return body;
+        }
+        let data = &rest[end + 2..];
+        body.extend_from_slice(&data[..size]);
+        rest = &data[size + 2..];
     }
 }

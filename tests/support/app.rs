@@ -50,7 +50,7 @@ pub struct Conversation<'a> {
 }
 
 /// What becomes of the connection after an answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     /// The next request may come.
     Keep,

@@ -1,7 +1,9 @@
 //! HTTP/2 frame by frame, for what no client library sends: whatever the test says, right or wrong.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
 
 use super::PATIENCE;
 use super::tls::Stream;
@@ -86,15 +88,28 @@ impl Frames {
 
     /// The next frame; `None` at the connection's end.
     pub fn next(&mut self) -> Option<Frame> {
-        let mut head = [0; 9];
-        if let Err(error) = self.stream.read_exact(&mut head) {
-            assert!(error.kind() != io::ErrorKind::WouldBlock, "nothing came within {PATIENCE:?}");
-            return None;
+        match self.read() {
+            Ok(frame) => Some(frame),
+            Err(error) => {
+                assert!(error.kind() != io::ErrorKind::WouldBlock, "nothing came within {PATIENCE:?}");
+                None
+            }
         }
+    }
+
+    /// The next frame; `None` at the connection's end, or when nothing comes in time.
+    pub fn try_next(&mut self) -> Option<Frame> {
+        self.read().ok()
+    }
+
+    /// The next frame, or how the connection ends: `UnexpectedEof` for an end that the other side has said.
+    pub fn read(&mut self) -> io::Result<Frame> {
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head)?;
         let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
-        self.stream.read_exact(&mut payload).ok()?;
+        self.stream.read_exact(&mut payload)?;
         let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
-        Some(Frame { kind: head[3], flags: head[4], stream, payload })
+        Ok(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
     /// Reads until the stream or the connection has an end. A response's body is left where it is.
@@ -123,6 +138,27 @@ impl Frames {
         }
         last
     }
+}
+
+/// An app, frame by frame. `behaviour` gets each connection after its preface, and has to begin with SETTINGS.
+pub fn serve(behaviour: impl Fn(Frames) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let behaviour = Arc::new(behaviour);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let behaviour = Arc::clone(&behaviour);
+            thread::spawn(move || {
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.set_nodelay(true).unwrap();
+                let mut frames = Frames { stream: Stream::Plain(stream) };
+                if frames.stream.read_exact(&mut [0; PREFACE.len()]).is_ok() {
+                    behaviour(frames);
+                }
+            });
+        }
+    });
+    address
 }
 
 /// A frame's bytes.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::app::App;
+use super::kernel::MemoryCgroup;
 use super::tls;
 
 /// A running hostward. Dropping it kills the child.
@@ -22,6 +23,8 @@ pub struct Hostward {
     pub admin: SocketAddr,
     child: Child,
     log: Arc<Log>,
+    /// Removed after the child has ended.
+    cgroup: Option<MemoryCgroup>,
 }
 
 impl Hostward {
@@ -48,6 +51,25 @@ impl Hostward {
         Self::spawn(limited, settings)
     }
 
+    /// The same, in a memory cgroup of `mib` mebibytes. `None` where none can be made, which fails with `CI=true`.
+    pub fn start_with_memory(mib: usize, settings: &[(&str, &str)]) -> Option<Self> {
+        let cgroup = match MemoryCgroup::new(mib << 20) {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "no memory cgroup can be made: {error}");
+                writeln!(std::io::stderr(), "skipped: no memory cgroup can be made: {error}").ok();
+                return None;
+            }
+        };
+        let plain = command(&[], settings);
+        let mut limited = Command::new("/bin/sh");
+        limited.args(["-c", "echo $$ >\"$1\" && exec \"$0\""]).arg(plain.get_program()).arg(cgroup.procs());
+        limited.env_clear().envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut hostward = Self::spawn(limited, settings);
+        hostward.cgroup = Some(cgroup);
+        Some(hostward)
+    }
+
     fn spawn(mut command: Command, settings: &[(&str, &str)]) -> Self {
         for (name, value) in [
             ("HOSTWARD_LISTEN", "127.0.0.1:0"),
@@ -63,7 +85,7 @@ impl Hostward {
         log.follow(child.stdout.take().unwrap());
         log.follow(child.stderr.take().unwrap());
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut hostward = Self { address: nowhere, admin: nowhere, child, log };
+        let mut hostward = Self { address: nowhere, admin: nowhere, child, log, cgroup: None };
         let started = hostward.wait_line(Duration::from_secs(10), |line| line["msg"] == "started");
         let started = started.unwrap_or_else(|| panic!("hostward did not start:\n{}", hostward.output()));
         let address = |name: &str| started[name].as_str().and_then(|text| text.parse().ok());

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -19,6 +22,42 @@ pub struct Usage {
     pub threads: u64,
     /// Since its start.
     pub cpu: Duration,
+}
+
+/// A memory cgroup, removed when it is dropped.
+pub struct MemoryCgroup(PathBuf);
+
+impl MemoryCgroup {
+    /// One with this limit below the tests' own (cgroup v1), or below the root (v2).
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("hostward-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let root = Path::new("/sys/fs/cgroup");
+        let v1 = root.join("memory");
+        let (parent, limit) = if v1.is_dir() {
+            let own = fs::read_to_string("/proc/self/cgroup")?;
+            let own = own.lines().find_map(|line| line.split_once(":memory:/").map(|(_, path)| v1.join(path)));
+            (own.filter(|own| own.is_dir()).unwrap_or(v1), "memory.limit_in_bytes")
+        } else {
+            fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+            (root.to_owned(), "memory.max")
+        };
+        let cgroup = Self(parent.join(name));
+        fs::create_dir(&cgroup.0)?;
+        fs::write(cgroup.0.join(limit), bytes.to_string())?;
+        Ok(cgroup)
+    }
+
+    /// The file that takes the ids of processes.
+    pub fn procs(&self) -> PathBuf {
+        self.0.join("cgroup.procs")
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        fs::remove_dir(&self.0).ok();
+    }
 }
 
 /// What a process has taken until now.

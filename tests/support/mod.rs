@@ -14,6 +14,7 @@ pub mod unix;
 pub mod uwsgi;
 pub mod wire;
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use self::app::{App, Conversation, Received, Then, echo};
@@ -22,6 +23,22 @@ use self::wire::{Answer, Client};
 
 /// No wait in a test is longer, unless the test says so.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Says on the terminal that a test can't run here, and what is missing. With `CI=true` that is a failure.
+pub fn skip(missing: &str) {
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI=true, so this can't be skipped: {missing}");
+    // Not `eprintln!`, which the test harness captures.
+    writeln!(std::io::stderr(), "skipped: {missing}").ok();
+}
+
+/// Whether this machine has IPv6; if not, the test is skipped.
+pub fn has_ipv6() -> bool {
+    let bound = std::net::TcpListener::bind("[::1]:0");
+    if let Err(error) = &bound {
+        skip(&format!("IPv6: [::1] can't be listened on ({error})"));
+    }
+    bound.is_ok()
+}
 
 /// Asks again and again until there is an answer.
 pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
@@ -55,6 +72,20 @@ impl Task {
         let app = App::start(behaviour);
         let hostward = Hostward::before(&app, settings);
         Self { app, hostward }
+    }
+
+    /// The same in a memory cgroup of `mib` mebibytes, three eighths of which are hostward's budget. `None` where none can
+    /// be made, which fails with `CI=true`.
+    pub fn start_with_memory(
+        mib: usize,
+        settings: &[(&str, &str)],
+        behaviour: impl Fn(&mut Conversation<'_>) -> Then + Send + Sync + 'static,
+    ) -> Option<Self> {
+        let app = App::start(behaviour);
+        let upstream = app.url();
+        let needed = [("HOSTWARD_ALLOWED_HOSTS", "www.example.com"), ("HOSTWARD_UPSTREAM", upstream.as_str())];
+        let hostward = Hostward::start_with_memory(mib, &[settings, &needed].concat())?;
+        Some(Self { app, hostward })
     }
 
     /// A new connection to hostward.

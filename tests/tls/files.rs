@@ -248,3 +248,66 @@ fn a_new_pair_is_used_and_a_bad_one_is_not() {
     assert_eq!(shown(&task), second);
     task.get("/").expect(200);
 }
+
+/// What stands where a file should be, and a word for it.
+fn irregular_files(directory: &Directory) -> Vec<(String, &'static str)> {
+    let fifo = directory.file("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let (linked, socket) = (directory.file("linked"), directory.file("socket"));
+    std::os::unix::fs::symlink(&fifo, &linked).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    vec![
+        (fifo, "a FIFO"),
+        (linked, "a FIFO"),
+        (directory.path().to_str().unwrap().to_owned(), "a directory"),
+        ("/dev/zero".to_owned(), "a device"),
+        (socket, "a socket"),
+    ]
+}
+
+#[test]
+fn what_is_no_regular_file_stops_the_start_and_blocks_nothing() {
+    let directory = Directory::new();
+    let (cert, key) = directory.pair("one", ECDSA);
+    for (path, word) in irregular_files(&directory) {
+        for (cert, key, name) in [(&path, &key, "CERT"), (&cert, &path, "KEY")] {
+            let found = mistakes(&files(cert, key));
+            let line = found[0].to_string();
+            assert_eq!((found.len(), &found[0]["setting"]), (1, &format!("HOSTWARD_TLS_{name}").into()), "{line}");
+            assert!(line.contains(word) && line.contains("not a regular file"), "{line}");
+        }
+    }
+}
+
+/// A9: either file, one after the other, and then the next good pair.
+#[test]
+fn what_is_no_regular_file_for_a_moment_does_not_stop_the_reloading() {
+    let directory = Directory::new();
+    let (cert, key) = directory.pair("now", ECDSA);
+    let (new_cert, new_key) = directory.pair("new", ECDSA);
+    let task = Task::echo(&files(&cert, &key));
+    let first = shown(&task);
+    let irregular = irregular_files(&directory);
+    for (file, setting) in [(&cert, "HOSTWARD_TLS_CERT"), (&key, "HOSTWARD_TLS_KEY")] {
+        let (beside, saved) = (directory.file("beside"), directory.file("saved"));
+        fs::copy(file, &saved).unwrap();
+        for (path, word) in &irregular {
+            // By a link, which can lead to any of them.
+            std::os::unix::fs::symlink(path, &beside).unwrap();
+            fs::rename(&beside, file).unwrap();
+            let refused = task.hostward.line(|line| {
+                line["msg"] == "certificate refused" && line["setting"] == setting && line.to_string().contains(word)
+            });
+            assert_eq!(refused["level"], "ERROR", "{refused}");
+            assert_eq!(shown(&task), first);
+        }
+        fs::rename(&saved, file).unwrap();
+    }
+    fs::copy(&new_key, &key).unwrap();
+    let beside = directory.file("beside");
+    fs::copy(&new_cert, &beside).unwrap();
+    fs::rename(&beside, &cert).unwrap();
+    let second = fingerprint(&fs::read_to_string(&new_cert).unwrap());
+    task.hostward.line(|line| line["msg"] == "certificate in use" && line["sha256"] == second);
+    assert_eq!(shown(&task), second);
+}

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::document::{Container, Network};
+use super::document::Container;
+use super::network::Network;
 use super::report::Report;
 use super::{NAME, Task};
 use crate::config::Config;

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::network::Network;
 use super::report::Report;
 use super::{NAME, Task};
 use crate::config::{Protocol, show};
@@ -50,26 +51,6 @@ pub(super) struct Published {
 impl Container {
     pub(super) fn occupies(&self, port: u16) -> bool {
         self.occupied.iter().any(|(first, last)| (*first..=*last).contains(&port))
-    }
-}
-
-/// What the containers of a task share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Network {
-    /// One IP and one loopback.
-    Awsvpc,
-    /// Nothing: each container has an address of its own, and `links` give names.
-    Bridge,
-}
-
-impl Network {
-    /// Where hostward reaches the app.
-    pub(super) fn url(self, protocol: Protocol, app: &str, port: u16) -> String {
-        let host = match self {
-            Self::Awsvpc => "127.0.0.1",
-            Self::Bridge => app,
-        };
-        format!("{}://{host}:{port}", protocol.scheme())
     }
 }
 

@@ -6,6 +6,7 @@
 mod arguments;
 mod container;
 mod document;
+mod network;
 mod report;
 
 use std::ffi::OsString;
@@ -16,7 +17,8 @@ use serde_json::{Map, Value};
 
 pub use self::arguments::Inject;
 pub(super) use self::arguments::arguments;
-use self::document::{Container, Network, Published};
+use self::document::{Container, Published};
+use self::network::Network;
 use self::report::Report;
 use crate::config::{Config, Endpoint, Flags, Loaded, Mistakes, Pem, Protocol, Source, Sources, Tls, load, visible};
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-use super::document::Network;
+use super::network::Network;
 use crate::config::visible;
 
 /// Two lists of sentences.

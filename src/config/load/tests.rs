@@ -59,10 +59,10 @@ fn one_setting_is_enough_and_the_defaults_are_the_contracts() {
         config.shutdown_timeout,
     ]
     .map(|duration| duration.as_millis());
-    assert_eq!(millis, [1000, 30_000, 60_000, 1500, 15_000, 60_000, 75_000, 3_600_000, 5000, 20_000]);
+    assert_eq!(millis, [10_000, 30_000, 60_000, 1500, 15_000, 60_000, 75_000, 3_600_000, 5000, 20_000]);
     assert_eq!(config.upstream_max_connections, None);
     assert_eq!(config.ready_path, None);
-    assert!(!config.forwarded && !config.access_log_probes);
+    assert!(!config.forwarding.forwarded && !config.access_log_probes);
     assert_eq!(config.metrics, Metrics { prometheus: true, emf: false });
     assert_eq!((config.max_body_size, config.max_header_size), (None, 65536));
     assert_eq!(config.log_level, tracing::Level::INFO);
@@ -245,6 +245,30 @@ fn probe_hosts_and_proxies_are_words_and_networks() {
 }
 
 #[test]
+fn what_is_believed_about_the_client_is_read_and_needs_somebody_to_be_believed() {
+    let settings = [
+        ("HOSTWARD_CLIENT_PROTO", "HTTPS"),
+        ("HOSTWARD_CLIENT_IP_HEADER", "True-Client-IP"),
+        ("HOSTWARD_PASS_HEADERS", "X-Forwarded-User,x-script-name forwarded"),
+        ("HOSTWARD_TRACE_CONTEXT", "derive"),
+    ];
+    let Loaded { config, warnings, .. } = with(&settings).unwrap();
+    assert_eq!(warnings, []);
+    let forwarding = config.forwarding;
+    assert_eq!(forwarding.client_proto, Some("https"));
+    assert_eq!(forwarding.client_ip_header.unwrap().as_str(), "true-client-ip");
+    assert_eq!(forwarding.pass, ["x-forwarded-user", "x-script-name", "forwarded"]);
+    assert!(forwarding.derive_traceparent && !forwarding.forwarded);
+
+    let loaded = with(&[&settings[..], &[("HOSTWARD_TRUSTED_PROXIES", "none")]].concat()).unwrap();
+    let warned: Vec<_> = loaded.warnings.iter().map(|warning| warning.setting.as_str()).collect();
+    assert_eq!(warned, ["HOSTWARD_PASS_HEADERS", "HOSTWARD_CLIENT_IP_HEADER", "HOSTWARD_TRACE_CONTEXT"]);
+    // hostward writes it.
+    let (setting, error) = mistake(&[("HOSTWARD_PASS_HEADERS", "Forwarded"), ("HOSTWARD_FORWARDED", "on")]);
+    assert_eq!((setting.as_str(), error.as_str()), ("HOSTWARD_PASS_HEADERS", "hostward writes this header itself"));
+}
+
+#[test]
 fn words_become_what_they_say() {
     for (text, expected) in [("400", 400), ("403", 403), ("404", 404), ("421", 421)] {
         let status = RejectStatus::Answer(StatusCode::from_u16(expected).unwrap());
@@ -262,7 +286,7 @@ fn words_become_what_they_say() {
     for level in ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"] {
         assert_eq!(config(&[("HOSTWARD_LOG_LEVEL", level)]).log_level.as_str(), level);
     }
-    assert!(config(&[("HOSTWARD_FORWARDED", "yes"), ("HOSTWARD_ACCESS_LOG_PROBES", "1")]).forwarded);
+    assert!(config(&[("HOSTWARD_FORWARDED", "yes"), ("HOSTWARD_ACCESS_LOG_PROBES", "1")]).forwarding.forwarded);
     assert_eq!(config(&[("HOSTWARD_MAX_BODY_SIZE", "10MiB")]).max_body_size, Some(10 << 20));
     for (text, mode) in [("auto", BufferRequests::Auto), ("yes", BufferRequests::On), ("0", BufferRequests::Off)] {
         assert_eq!(config(&[("HOSTWARD_BUFFER_REQUESTS", text)]).buffer_requests, mode);

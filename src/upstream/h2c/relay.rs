@@ -8,17 +8,18 @@ use h2::RecvStream;
 use http::{Response, header};
 use http_body::{Body, Frame, SizeHint};
 
-use super::sending::no_edit;
+use super::sending::{broken, no_edit};
 use super::{Lease, Replay};
 use crate::error::Failure;
+use crate::http2::pump::{Pump, Stopped};
+use crate::http2::stream_body::StreamBody;
+use crate::io::memory::Budget;
 use crate::message::fields::{self, content_length};
-use crate::pump::{Pump, Stopped};
 
 /// A response whose body still comes out of its stream, while the request's may still go in.
 #[derive(Debug)]
 pub(in crate::upstream) struct Relay {
-    stream: RecvStream,
-    data_ended: bool,
+    body: StreamBody,
     length: Option<u64>,
     pump: Option<Pump<Replay>>,
     _lease: Lease,
@@ -26,10 +27,15 @@ pub(in crate::upstream) struct Relay {
 
 impl Relay {
     /// The body of a response, and what is left of its request's.
-    pub(super) fn over(response: Response<RecvStream>, pump: Option<Pump<Replay>>, lease: Lease) -> Response<Self> {
+    pub(super) fn over(
+        response: Response<RecvStream>,
+        pump: Option<Pump<Replay>>,
+        lease: Lease,
+        budget: &Budget,
+    ) -> Response<Self> {
         let length = response.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| content_length(length.as_bytes()));
-        response.map(|stream| Self { stream, data_ended: false, length, pump, _lease: lease })
+        response.map(|stream| Self { body: StreamBody::new(stream, budget), length, pump, _lease: lease })
     }
 }
 
@@ -47,35 +53,26 @@ impl Body for Relay {
                 return Poll::Ready(Some(Err(failure)));
             }
         }
-        if !relay.data_ended {
-            match ready!(relay.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    if let Some(length) = &mut relay.length {
-                        *length = length.saturating_sub(data.len() as u64);
-                    }
-                    relay.stream.flow_control().release_capacity(data.len()).ok();
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
+        Poll::Ready(match ready!(Pin::new(&mut relay.body).poll_frame(cx)) {
+            Some(Ok(mut frame)) => {
+                if let (Some(data), Some(length)) = (frame.data_ref(), &mut relay.length) {
+                    *length = length.saturating_sub(data.len() as u64);
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    fields::strip_response_trailers(trailers);
                 }
-                Some(Err(_)) => return Poll::Ready(Some(Err(Failure::ConnectionTerminated))),
-                None => relay.data_ended = true,
+                Some(Ok(frame))
             }
-        }
-        Poll::Ready(match ready!(relay.stream.poll_trailers(cx)) {
-            Ok(Some(mut trailers)) => {
-                fields::strip_response_trailers(&mut trailers);
-                Some(Ok(Frame::trailers(trailers)))
-            }
-            Ok(None) => None,
-            Err(_) => Some(Err(Failure::ConnectionTerminated)),
+            Some(Err(error)) => Some(Err(broken(&error))),
+            None => None,
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.stream.is_end_stream() {
+        if self.is_end_stream() {
             return SizeHint::with_exact(0);
         }
         self.length.map_or_else(SizeHint::default, SizeHint::with_exact)

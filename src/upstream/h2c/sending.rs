@@ -11,15 +11,17 @@ use http::{HeaderMap, Request, Response, Uri, Version, header};
 use http_body::Body;
 
 use super::{Lease, Replay};
-use crate::body::RequestBody;
 use crate::error::Failure;
-use crate::flight::{Flight, WaitingFor};
+use crate::http2::pump::{Pump, Stopped};
+use crate::http2::stream_body;
+use crate::io::flight::{Flight, WaitingFor};
 use crate::message::interim;
-use crate::pump::{Pump, Stopped};
 
 /// Why an attempt brought no response.
 pub(super) enum Missed {
-    /// The app has not acted on the request.
+    /// The app has refused the stream, and not acted on the request.
+    Refused,
+    /// The app has not acted on the request, and takes no more on this connection.
     Unprocessed,
     /// The connection broke. The app may have acted.
     Broken(Failure),
@@ -35,11 +37,12 @@ pub(super) async fn attempt(
     flight: &Rc<Flight>,
     takes_interim: bool,
 ) -> Result<(Response<RecvStream>, Option<Pump<Replay>>), Missed> {
-    let mut sender = lease.open.sender.clone().ready().await.map_err(|_| Missed::Unprocessed)?;
+    let mut sender = lease.place.open.sender.clone().ready().await.map_err(|_| Missed::Unprocessed)?;
     let ends = body.is_end_stream();
     let (mut response, stream) = sender.send_request(head, ends).map_err(|_| Missed::Unprocessed)?;
     drop(sender);
-    let mut pump = (!ends).then(|| Pump::new(std::mem::replace(body, Replay::new(RequestBody::EMPTY)), stream));
+    let mut pump =
+        (!ends).then(|| Pump::new(std::mem::replace(body, Replay::empty()), stream, Rc::clone(&lease.place.open.gate)));
     let mut sent = ends;
     let outcome = poll_fn(|cx| {
         if let Some(pump) = pump.as_mut().filter(|_| !sent) {
@@ -111,15 +114,34 @@ pub(super) fn translate(mut head: http::request::Parts) -> Request<()> {
 }
 
 fn why(error: &h2::Error) -> Missed {
-    if error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM)) {
-        Missed::Unprocessed
-    } else if error.is_io() {
-        Missed::Broken(Failure::ConnectionTerminated)
+    // RFC 9113 §8.7: in both cases the request has not been processed, and any request may be sent again.
+    if error.is_remote() && error.is_go_away() {
+        return Missed::Unprocessed;
+    }
+    if error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM) {
+        return Missed::Refused;
+    }
+    let failure = lost(error);
+    if error.is_io() { Missed::Broken(failure) } else { Missed::Final(failure) }
+}
+
+/// Why a response's body is truncated.
+pub(super) fn broken(error: &stream_body::Error) -> Failure {
+    match error {
+        stream_body::Error::Stream(error) => lost(error),
+        stream_body::Error::TooManyTrailers => Failure::TooManyResponseHeaders,
+    }
+}
+
+/// Why a stream has ended before its response has.
+fn lost(error: &h2::Error) -> Failure {
+    if error.is_io() || (error.is_remote() && error.is_go_away()) {
+        Failure::ConnectionLost
     } else if error.is_remote() {
-        Missed::Final(Failure::ConnectionTerminated)
+        Failure::StreamReset
     } else {
         // What came was not HTTP/2.
-        Missed::Final(Failure::ResponseMalformed)
+        Failure::ResponseMalformed
     }
 }
 

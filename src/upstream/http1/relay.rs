@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 
 use super::{Connection, Pool};
 use crate::error::Failure;
-use crate::splice::Pipe;
+use crate::io::splice::Pipe;
 use crate::upstream::plain;
 use crate::upstream::stream::StreamIo;
 
@@ -82,7 +82,8 @@ impl Relay {
             let terminated = Poll::Ready(Some(Err(Failure::ConnectionTerminated)));
             let Some(connection) = &mut self.connection else { return terminated };
             let mut io = StreamIo(Rc::clone(&connection.stream));
-            let wanted = usize::try_from(*left).unwrap_or(usize::MAX).min(plain::MAX_PIECE);
+            let most = if connection.stream.reads_little() { plain::PIECE } else { plain::MAX_PIECE };
+            let wanted = usize::try_from(*left).unwrap_or(usize::MAX).min(most);
             let count = ready!(plain::poll_read(&mut io, cx, &mut connection.read, wanted));
             if count.is_err() || count.is_ok_and(|count| count == 0) {
                 self.connection = None;

@@ -43,12 +43,11 @@ pub fn forwarded_made(case: &Case<'_>) -> Mark {
     case.will_say("hello");
     case.client("status", case.ask(&case.get()).status, 200);
     let seen = case.seen();
-    let port = case.door().address.port().to_string();
-    let proto = if case.listener.is_tls() { "https" } else { "http" };
+    let (proto, port) = if case.listener.is_tls() { ("https", "443") } else { ("http", "80") };
     for (name, value) in [
         ("x-forwarded-for", "127.0.0.1"),
         ("x-forwarded-proto", proto),
-        ("x-forwarded-port", &port),
+        ("x-forwarded-port", port),
         ("x-forwarded-host", "www.example.com"),
         ("x-real-ip", "127.0.0.1"),
     ] {
@@ -91,6 +90,11 @@ pub fn names_dropped(case: &Case<'_>) -> Mark {
         "front-end-https",
         "forwarded",
         "x-host",
+        "x.forwarded.for",
+        "x-forwarded.proto",
+        "x.real.ip",
+        "x-forwarded-prefix",
+        "x-script-name",
     ];
     // `Forwarded` makes no difference to an allowed host.
     let ask =

@@ -51,15 +51,15 @@ pub fn answers_differ(plain: &Response, hyper: &Response) -> Result<(), String> 
     Ok(())
 }
 
-/// A request without what is another one each time: its id, and the order of different fields.
+/// A request without what is another one each time: its id, its time, and the order of different fields.
 fn settled(received: &Received) -> Received {
     let mut received = received.clone();
     if let Received::Http(request) = &mut received {
-        request.fields.retain(|(name, _)| name != b"x-request-id");
+        request.fields.retain(|(name, _)| name != b"x-request-id" && name != b"x-request-start");
         request.fields = sorted(std::mem::take(&mut request.fields));
     }
     if let Received::Uwsgi(packet) = &mut received {
-        packet.variables.retain(|(name, _)| name != b"HTTP_X_REQUEST_ID");
+        packet.variables.retain(|(name, _)| name != b"HTTP_X_REQUEST_ID" && name != b"HTTP_X_REQUEST_START");
         packet.variables.sort();
     }
     received
@@ -71,9 +71,17 @@ fn sorted(mut fields: Fields) -> Fields {
     fields
 }
 
-/// All lines that the client has got, but those with the time or an id.
+/// All lines that the client has got, but those with the time or an id, and the reason of a 400: hyper may have dropped
+/// the bytes that show it. A 400 is the last response, and its length is that of the reason.
 fn lines(received: &[u8]) -> Vec<&[u8]> {
-    let settled = |line: &&[u8]| !line.starts_with(b"date: ") && !line.starts_with(b"request id: ");
+    const REASON: &[u8] = b"400 Bad Request: ";
+    let is_rejected = received.windows(REASON.len()).any(|bytes| bytes == REASON);
+    let settled = |line: &&[u8]| {
+        let is_settled = |start: &[u8]| line.starts_with(start);
+        !is_settled(b"date: ")
+            && !is_settled(b"request id: ")
+            && !(is_rejected && (is_settled(REASON) || is_settled(b"content-length: ")))
+    };
     let mut lines: Vec<&[u8]> = received.split(|byte| *byte == b'\n').filter(settled).collect();
     lines.sort_unstable();
     lines

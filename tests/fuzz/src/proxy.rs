@@ -9,22 +9,23 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use hostward::access_log::Journal;
-use hostward::answer::Bounds;
 use hostward::body::Buffering;
 use hostward::config::{Config, Endpoint, Flags, LogFormat, Protocol, load};
-use hostward::connection::Server;
+use hostward::diagnosis::observer::{Observer, Probes};
+use hostward::downstream::Server;
 use hostward::drain::Stage;
+use hostward::io::memory::{Budget, Container};
+use hostward::io::socket::Socket;
+use hostward::io::timers::{TICK, Timers};
+use hostward::log::access_log::Journal;
 use hostward::log::{self, Repeats, Sink};
-use hostward::memory::Budget;
+use hostward::message::forwarding::Ends;
 use hostward::metrics::{Elsewhere, Metrics};
-use hostward::observer::Observer;
 use hostward::policy::{OwnAddresses, Policy};
 use hostward::proxy::Proxy;
-use hostward::socket::Socket;
-use hostward::timers::{TICK, Timers};
-use hostward::upstream::Upstream;
+use hostward::proxy::read_ahead::Bounds;
 use hostward::upstream::connect::Connector;
+use hostward::upstream::{self, Upstream};
 use hostward::worker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -64,7 +65,12 @@ impl Setup {
         let repeats = Arc::new(Repeats::default());
         Self {
             policy: Arc::new(Policy::new(&config.rules, Arc::new(own))),
-            buffering: Arc::new(Buffering::new(&config, budget.clone(), Arc::clone(&repeats))),
+            buffering: Arc::new(Buffering::new(
+                &config,
+                budget.clone(),
+                &Container::of_this_process(),
+                Arc::clone(&repeats),
+            )),
             config: Arc::new(config),
             repeats,
             budget,
@@ -102,10 +108,11 @@ impl Setup {
             }
         });
         let serving = {
-            let (server, remote) = (Rc::clone(&server), self.remote);
+            let (server, remote, held) = (Rc::clone(&server), self.remote, self.budget.hold());
             spawn_local(async move {
                 let local = LOCAL.parse().expect("an address");
-                server.serve(server.arrived(Socket::Unix(ours), remote, local)).await;
+                let ends = Ends { remote, local, destination_port: None };
+                server.serve(server.arrived(Socket::Unix(ours), ends, held)).await;
             })
         };
 
@@ -156,8 +163,9 @@ impl Setup {
             None,
             Rc::clone(&meter),
             Arc::clone(&self.repeats),
+            upstream::Bounds { head: config.max_response_header_size, budget: self.budget.clone() },
         );
-        let observer = Observer::new(Arc::clone(config), Arc::clone(&self.repeats), Arc::default());
+        let observer = Observer::new(Arc::clone(config), Arc::clone(&self.repeats), Arc::new(Probes::new().0));
         Rc::new(Server {
             proxy: Proxy {
                 upstream,
@@ -170,7 +178,11 @@ impl Setup {
                 repeats: Arc::clone(&self.repeats),
                 refusals: Arc::default(),
                 recent: Arc::default(),
-                bounds: Bounds { read_ahead: config.buffer_responses, budget: self.budget.clone() },
+                bounds: Bounds {
+                    read_ahead: config.buffer_responses,
+                    budget: self.budget.clone(),
+                    buffering: Arc::clone(&self.buffering),
+                },
                 plain,
             },
             timers: Timers::new(),

@@ -27,8 +27,10 @@ fuzz_target!(|input: &[u8]| {
 fn check(input: &[u8], authority: &Authority<'_>) {
     assert_eq!(authority.text.as_bytes(), input, "what is forwarded is what was sent");
     assert!(input.len() <= 261 && input.iter().all(u8::is_ascii_graphic));
-    assert!(!input.iter().any(|byte| b"@/\\?#,\"<>^`{|}".contains(byte)));
+    assert!(input.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:[]".contains(byte)));
     let (name, port) = split(authority.text);
+    // An empty port is none.
+    let port = port.filter(|digits| !digits.is_empty());
     assert_eq!(port.map(|digits| digits.parse::<u32>().expect("a number")), authority.port.map(u32::from));
     match authority.host {
         Host::Ip(address) => {
@@ -44,8 +46,7 @@ fn check(input: &[u8], authority: &Authority<'_>) {
             assert!(!host.contains([':', '[', ']']) && host.split('.').all(|label| !label.is_empty()), "{host}");
             assert!(!is_address(host.as_bytes()), "an address that passes for a name");
             // An allowed host is allowed however it is written, and nothing else is.
-            // (A `*` is a wildcard there, and in a host a character like others.)
-            if let Some(pattern) = host.parse::<HostPattern>().ok().filter(|_| !host.contains('*')) {
+            if let Ok(pattern) = host.parse::<HostPattern>() {
                 for text in [host.to_owned(), host.to_ascii_uppercase(), format!("{host}."), format!("{host}:0")] {
                     // A name of 255 bytes has no room for a dot.
                     let Ok(other) = Authority::parse(text.as_bytes()) else { continue };
@@ -90,7 +91,7 @@ fn is_allowed(pattern: &HostPattern, authority: &Authority<'_>) -> bool {
     };
     let own = OwnAddresses { interfaces: Vec::new(), discovered: std::sync::OnceLock::new() };
     let nobody = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
-    let facts = Facts { authority: Some(authority), peer: nobody, local: nobody, forwarded: false };
+    let facts = Facts { authority: Some(authority), peer: nobody, direct: true, local: nobody, forwarded: false };
     match Policy::new(&rules, Arc::new(own)).judge(&facts) {
         Verdict::Allowed(_) => true,
         Verdict::Refused(_) => false,

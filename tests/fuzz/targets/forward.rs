@@ -147,7 +147,7 @@ fn compare(input: &[u8], outcome: &Outcome, mode: Mode) -> Result<(), String> {
 
 /// Whether what the app has seen is the request that the client has sent.
 fn is_same(sent: &Request, seen: &Seen<'_>, mode: Mode) -> bool {
-    let (authority, target) = split_target(&sent.target);
+    let (authority, target) = split_target(&sent.method, &sent.target);
     let hosts = sent.all("host");
     let Some(host) = authority.or(match hosts.as_slice() {
         [] if sent.minor == 0 && mode.report => Some(b""),
@@ -167,8 +167,8 @@ fn is_same(sent: &Request, seen: &Seen<'_>, mode: Mode) -> bool {
     seen.method == sent.method && seen.target == target && seen.body == sent.body && host_fits
 }
 
-/// RFC 9112 §3.2.2 and §3.2.1: an absolute form's authority, and its origin form.
-fn split_target(target: &[u8]) -> (Option<&[u8]>, Vec<u8>) {
+/// RFC 9112 §3.2.2 and §3.2.1: an absolute form's authority, and its origin form; §3.2.4: or its asterisk form.
+fn split_target<'t>(method: &[u8], target: &'t [u8]) -> (Option<&'t [u8]>, Vec<u8>) {
     let rest = [&b"http://"[..], b"https://"].iter().find_map(|scheme| {
         let (start, rest) = target.split_at_checked(scheme.len())?;
         start.eq_ignore_ascii_case(scheme).then_some(rest)
@@ -176,6 +176,9 @@ fn split_target(target: &[u8]) -> (Option<&[u8]>, Vec<u8>) {
     let Some(rest) = rest else { return (None, target.to_vec()) };
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
+    if method == b"OPTIONS" && path.is_empty() {
+        return (Some(authority), b"*".to_vec());
+    }
     let slash: &[u8] = if path.starts_with(b"/") { b"" } else { b"/" };
     (Some(authority), [slash, path].concat())
 }

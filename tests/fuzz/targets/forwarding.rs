@@ -7,8 +7,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use hostward::message::fields::strip_request;
-use hostward::message::forwarding::{self, Peer};
+use hostward::message::fields::{Found, Sender, strip_request};
+use hostward::message::forwarding::{self, Ends, Facts, Origin, Peer, Settings, Source};
 use hostward::message::lines::FieldLines;
 use hostward::networks::Networks;
 use hostward_fuzz::first_line;
@@ -32,42 +32,54 @@ fuzz_target!(|input: &[u8]| {
     }
     let trusted: Networks = Networks::private().into_iter().collect();
     let local: SocketAddr = "10.0.2.100:8080".parse().expect("an address");
-    let peer = Peer::new(peer, local, &trusted);
+    let ends = |address: IpAddr| Ends { remote: (address, 40_000).into(), local, destination_port: None };
+    let peer = Peer::new(&ends(peer), &trusted);
     assert_eq!(peer.trusted, is_private(peer.address), "{}", peer.address);
 
     let came = headers.clone();
     let mut fields = FieldLines::from(headers);
-    let found = strip_request(&mut fields, peer.trusted);
-    let stripped = map(&fields);
+    let mut stripped = fields.clone();
+    let found = strip(&mut stripped, &peer);
+    let stripped = map(&stripped);
     check_stripped(&came, &stripped, peer.trusted);
     let trailers = came.get_all("te").iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     assert_eq!(found.te_trailers, trailers);
 
-    let host = HeaderValue::from_static(HOST);
-    let made = || HeaderValue::from_static(MADE);
-    let origin = forwarding::write(&mut fields, &peer, &trusted, Some(&host), "http", made);
-    forwarding::write_forwarded(&mut fields, origin.client);
+    let origin = rewrite(&mut fields, &peer, &trusted);
     let headers = map(&fields);
-    check_written(&stripped, &headers, &peer, origin.client);
+    check_written(&came, &stripped, &headers, &peer, origin.client);
     assert_eq!(headers["x-request-id"], origin.request_id);
 
     // A second hostward behind this one, which it trusts, believes the same.
     let mut again = fields.clone();
-    strip_request(&mut again, true);
-    let next = Peer::new(PRIVATE, local, &trusted);
-    let second = forwarding::write(&mut again, &next, &trusted, Some(&host), "http", || HeaderValue::from_static("x"));
+    let second = rewrite(&mut again, &Peer::new(&ends(PRIVATE), &trusted), &trusted);
     assert_eq!((second.client, second.request_id), (origin.client, origin.request_id));
     let again = map(&again);
     assert_eq!(again["x-forwarded-proto"], headers["x-forwarded-proto"]);
     assert_eq!(again["x-forwarded-port"], headers["x-forwarded-port"]);
 });
 
+fn strip(fields: &mut FieldLines, peer: &Peer) -> Found {
+    strip_request(fields, Sender { trusted: peer.trusted, pass: &[], client_ip: None }, |_, _| {})
+}
+
+/// As `proxy::request` does it.
+fn rewrite(fields: &mut FieldLines, peer: &Peer, trusted: &Networks) -> Origin {
+    let given = forwarding::read(fields, peer, trusted, &Settings::default(), || 1);
+    strip(fields, peer);
+    let host = Some(HeaderValue::from_static(HOST));
+    let facts = Facts { host, scheme: ("http", Source::Connection), probe_scheme: None, started: 1_700_000_000_000 };
+    let origin = forwarding::write(fields, peer, given, facts, || HeaderValue::from_static(MADE));
+    forwarding::write_forwarded(fields, origin.client);
+    origin
+}
+
 fn map(fields: &FieldLines) -> HeaderMap {
     fields.clone().into_map().expect("values that the library takes")
 }
 
 /// README, "What happens to a request", step 5.
-const REMOVED: [&str; 23] = [
+const REMOVED: [&str; 49] = [
     "connection",
     "keep-alive",
     "proxy-connection",
@@ -89,9 +101,46 @@ const REMOVED: [&str; 23] = [
     "x-rewrite-url",
     "x-scheme",
     "front-end-https",
+    "x-proto",
+    "x-arr-ssl",
+    "cf-visitor",
+    "x-proxyhost",
+    "x-proxyport",
+    "x-url-scheme",
+    "wl-proxy-ssl",
+    "proxy-ssl-id",
+    "x-script-name",
+    "x-proxyscheme",
+    "https-from-lb",
+    "ssl-offloaded",
+    "x-original-uri",
+    "x-ingress-path",
+    "x-original-path",
+    "x-original-port",
+    "x-sendfile-type",
+    "x-accel-mapping",
+    "x-proxied-https",
+    "proxy-auth-cert",
+    "x-original-proto",
+    "x-original-scheme",
+    "x-original-method",
+    "x-original-prefix",
+    "x-proxycontextpath",
+    "x-http-host-override",
     // RFC 9110 §7.6.1, and what was sent once.
     "proxy-connection",
     "keep-alive",
+];
+/// What hostward writes itself.
+const WRITTEN: [&str; 8] = [
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-port",
+    "x-forwarded-host",
+    "x-real-ip",
+    "x-request-id",
+    "x-request-start",
+    "x-queue-start",
 ];
 const REMOVED_FROM_STRANGERS: [&str; 3] = ["x-amzn-oidc-", "x-amzn-mtls-", "x-amzn-tls-"];
 
@@ -104,10 +153,15 @@ fn check_stripped(came: &HeaderMap, left: &HeaderMap, trusted: bool) {
         .collect();
     for name in came.keys() {
         let name = name.as_str();
-        let framing = name == "host" || name == "content-length";
+        let kept = ["host", "content-length", "cookie", "authorization", "via", "traceparent", "tracestate"];
+        let kept = kept.contains(&name) || name.starts_with("x-amzn-");
         let removed = REMOVED.contains(&name)
-            || name.contains('_')
-            || (options.iter().any(|option| option == name) && !framing)
+            || WRITTEN.contains(&name)
+            || name == "x-forwarded"
+            || name.starts_with("x-forwarded-")
+            || name == "cloudfront-forwarded-proto"
+            || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            || (options.iter().any(|option| option == name) && !kept)
             || (!trusted && REMOVED_FROM_STRANGERS.iter().any(|prefix| name.starts_with(prefix)));
         if removed {
             assert!(!left.contains_key(name), "{name} was left");
@@ -119,20 +173,19 @@ fn check_stripped(came: &HeaderMap, left: &HeaderMap, trusted: bool) {
     assert!(left.keys().all(|name| came.contains_key(name)));
 }
 
-fn check_written(stripped: &HeaderMap, written: &HeaderMap, peer: &Peer, client: IpAddr) {
+fn check_written(came: &HeaderMap, stripped: &HeaderMap, written: &HeaderMap, peer: &Peer, client: IpAddr) {
     let one = |name: &str| {
         let mut values = written.get_all(name).iter();
         let value = values.next().unwrap_or_else(|| panic!("no {name}")).as_bytes();
         assert!(values.next().is_none(), "more than one {name}");
         value
     };
-    let lines: Vec<&[u8]> = stripped.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes).collect();
+    let lines: Vec<&[u8]> = came.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes).collect();
     let peer_text = peer.address.to_string();
 
-    let mut chain: Vec<&[u8]> = if peer.trusted { lines.clone() } else { Vec::new() };
-    chain.retain(|line| !line.is_empty());
+    let mut chain = if peer.trusted { elements(&lines) } else { Vec::new() };
     chain.push(peer_text.as_bytes());
-    assert_eq!(one("x-forwarded-for"), chain.join(&b", "[..]));
+    assert_eq!(elements(&[one("x-forwarded-for")]), chain);
 
     let expected = if peer.trusted { client_of(&lines).unwrap_or(peer.address) } else { peer.address };
     assert_eq!(client, expected);
@@ -140,30 +193,29 @@ fn check_written(stripped: &HeaderMap, written: &HeaderMap, peer: &Peer, client:
     assert_eq!(one("x-forwarded-host"), HOST.as_bytes());
 
     let last = |name: &str| {
-        let line = stripped.get_all(name).iter().next_back().filter(|_| peer.trusted)?;
-        let element = line.as_bytes().rsplit(|byte| *byte == b',').next()?;
-        std::str::from_utf8(element.trim_ascii()).ok().map(str::to_owned)
+        let lines: Vec<&[u8]> = came.get_all(name).iter().map(HeaderValue::as_bytes).filter(|_| peer.trusted).collect();
+        std::str::from_utf8(elements(&lines).last()?).ok().map(str::to_owned)
     };
     let proto = last("x-forwarded-proto").map(|text| text.to_ascii_lowercase());
-    let proto = proto.filter(|text| ["http", "https"].contains(&text.as_str()));
+    let proto = proto.filter(|text| ["http", "https", "ws", "wss"].contains(&text.as_str()));
     assert_eq!(one("x-forwarded-proto"), proto.as_deref().unwrap_or("http").as_bytes());
     let digits = |text: &String| !text.is_empty() && text.len() <= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
     let port = last("x-forwarded-port").filter(digits).filter(|text| text.parse::<u16>().is_ok());
-    assert_eq!(one("x-forwarded-port"), port.as_deref().unwrap_or("8080").as_bytes());
+    assert_eq!(one("x-forwarded-port"), port.as_deref().unwrap_or("8443").as_bytes());
 
     let id = one("x-request-id");
     assert!(
         (1..=128).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_graphic() && !b"\"\\<>".contains(byte))
     );
-    let brought = stripped.get("x-request-id").map(HeaderValue::as_bytes);
+    let brought = came.get("x-request-id").map(HeaderValue::as_bytes);
     assert!(id == MADE.as_bytes() || (peer.trusted && Some(id) == brought));
 
     let proto = String::from_utf8_lossy(one("x-forwarded-proto")).into_owned();
     let node = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
     assert_eq!(one("forwarded"), format!("for={node};host=\"{HOST}\";proto={proto}").as_bytes());
 
-    let own = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-host"];
-    let own = [&own[..], &["x-real-ip", "x-request-id", "forwarded"]].concat();
+    assert_eq!(one("x-request-start"), b"t=1700000000000");
+    let own = [&WRITTEN[..], &["forwarded"]].concat();
     for name in stripped.keys().filter(|name| !own.contains(&name.as_str())) {
         assert!(stripped.get_all(name).iter().eq(written.get_all(name)), "{name} was changed");
     }
@@ -172,20 +224,21 @@ fn check_written(stripped: &HeaderMap, written: &HeaderMap, peer: &Peer, client:
 
 /// The right-most address that is not private, or the left-most one of those that can be vouched for.
 fn client_of(lines: &[&[u8]]) -> Option<IpAddr> {
-    let lines: Vec<&[u8]> = lines.iter().copied().filter(|line| !line.is_empty()).collect();
-    let chain = lines.join(&b","[..]);
     let mut client = None;
-    if lines.is_empty() {
-        return None;
-    }
-    for element in chain.split(|byte| *byte == b',').rev() {
-        let Some(address) = node(element.trim_ascii()) else { break };
+    for element in elements(lines).into_iter().rev() {
+        let Some(address) = node(element) else { break };
         client = Some(address);
         if !is_private(address) {
             break;
         }
     }
     client
+}
+
+/// The elements of a list, without those that are empty.
+fn elements<'l>(lines: &[&'l [u8]]) -> Vec<&'l [u8]> {
+    let elements = lines.iter().flat_map(|line| line.split(|byte| *byte == b','));
+    elements.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty()).collect()
 }
 
 /// An address, perhaps in brackets, perhaps with a port.

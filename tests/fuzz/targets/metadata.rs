@@ -80,7 +80,7 @@ fn check_probes(addresses: &[IpAddr]) {
     let judge = |address: IpAddr| {
         let text = if address.is_ipv6() { format!("[{address}]:8080") } else { format!("{address}:8080") };
         let authority = Authority::parse(text.as_bytes()).expect("an address is an authority");
-        policy.judge(&Facts { authority: Some(&authority), peer, local, forwarded: false })
+        policy.judge(&Facts { authority: Some(&authority), peer, direct: true, local, forwarded: false })
     };
     for address in addresses {
         assert!(matches!(judge(*address), Verdict::Probe(Rule::Task | Rule::Local | Rule::Peer)), "{address}");

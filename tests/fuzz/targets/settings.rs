@@ -252,7 +252,8 @@ fn check_bounds(config: &Config) {
     }
     assert!((1 << 10..=1 << 30).contains(&config.buffer_memory));
     assert!(config.buffer_responses == 0 || (1 << 10..=1 << 30).contains(&config.buffer_responses));
-    assert!((8 << 10..=1 << 20).contains(&config.max_header_size));
+    assert!((1 << 10..=1 << 20).contains(&config.max_header_size));
+    assert!((1 << 10..=4 << 20).contains(&config.max_response_header_size));
     assert!(config.max_body_size.is_none_or(|bytes| (1..=1 << 50).contains(&bytes)));
     assert!(config.threads.is_none_or(|count| (1..=1024).contains(&count)));
     assert!(config.max_connections.is_none_or(|count| (1..=1 << 20).contains(&count)));
